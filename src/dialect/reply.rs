@@ -1,0 +1,262 @@
+//! The reply contract: what a backend's body has to be before the platform may see it.
+//!
+//! One pass over the bytes, guided by the dialect's tree of members: strictness, `success`, the
+//! contract and the new instance's id all come out of that pass, and the body itself is passed
+//! on as it came. Transport (status, media type) is judged in `stage/validate.rs`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::json::{self, JsonError, Seen, Walker};
+
+/// What the dialect demands of one kind of reply.
+#[derive(Clone, Debug)]
+pub struct ReplyContract {
+    /// Whether `success` must be present; absent and optional means success.
+    pub success_required: bool,
+    /// Members of the body; at most 64 in the whole tree.
+    pub members: Vec<Member>,
+    /// A valid reply for examples; `{new_id}` and `{password}` are filled in by whoever uses it.
+    pub sample: String,
+}
+
+/// A member of the reply, with what is demanded of it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its key.
+    pub key: String,
+    /// What it must be.
+    pub kind: MemberKind,
+    /// Whether `null` will do.
+    pub nullable: bool,
+    /// Whether it must be there.
+    pub required: bool,
+    /// Whether all this is demanded of a success only.
+    pub on_success: bool,
+    /// For strings: fewest and most characters (Unicode scalar values).
+    pub length: Option<(usize, usize)>,
+    /// Whether this is the new instance's id.
+    pub is_instance_id: bool,
+    /// The member's path as one word, the stem of its rule names: `app_info_front_end`.
+    pub rule_stem: String,
+    /// Which bit of a 64-bit set stands for it; unique in its contract.
+    pub bit: u8,
+    /// Members of an object.
+    pub members: Vec<Member>,
+}
+
+/// The JSON types a contract can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A string.
+    String,
+    /// A number.
+    Number,
+    /// A boolean.
+    Boolean,
+    /// An object.
+    Object,
+    /// An array.
+    Array,
+}
+
+/// A reply that keeps the contract.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The backend did it.
+    Success {
+        /// The id of the instance, where the contract names one.
+        instance_id: Option<String>,
+    },
+    /// The backend says no, in the protocol's words.
+    Refusal,
+}
+
+/// The first rule that a reply breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Stable name, from a set that the dialect bounds: label of a metric.
+    pub rule: Arc<str>,
+    /// What was demanded and what came, for a human. Never a value.
+    pub detail: String,
+}
+
+impl Violation {
+    /// A rule with a fixed name.
+    pub fn new(rule: &str, detail: impl Into<String>) -> Self {
+        Self { rule: rule.into(), detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.detail)
+    }
+}
+
+impl ReplyContract {
+    /// Judges a reply's body.
+    ///
+    /// # Errors
+    /// The first rule broken, in the order: JSON, object, `success`, members.
+    pub fn judge(&self, body: &[u8]) -> Result<Judgement, Violation> {
+        let mut findings = Findings::default();
+        json::walk(body, &mut findings, Place::Top(&self.members)).map_err(|error| match error {
+            JsonError::Empty => Violation::new("empty_body", "the reply has no body"),
+            JsonError::Invalid => Violation::new("invalid_json", "the reply is not valid JSON"),
+            JsonError::DuplicateKey => Violation::new("duplicate_key", "a key stands twice in one object of the reply"),
+        })?;
+        if !findings.is_object {
+            return Err(Violation::new("not_an_object", "the reply is JSON, but not an object"));
+        }
+        let success = match findings.success {
+            Success::Is(success) => success,
+            Success::Absent if self.success_required => {
+                return Err(Violation::new("success_missing", "`success` is missing; it must be true or false"));
+            }
+            Success::Absent => true,
+            Success::NotBoolean => {
+                return Err(Violation::new("success_type", "`success` must be true or false, as a JSON boolean"));
+            }
+        };
+        findings.find_missing(&self.members);
+        match (findings.always, findings.on_success) {
+            (Some(violation), _) => Err(violation),
+            (None, Some(violation)) if success => Err(violation),
+            (None, _) if success => Ok(Judgement::Success { instance_id: findings.instance_id }),
+            (None, _) => Ok(Judgement::Refusal),
+        }
+    }
+}
+
+/// Where in the contract the reader stands.
+#[derive(Clone, Copy)]
+enum Place<'c> {
+    Top(&'c [Member]),
+    Success,
+    Member(&'c Member),
+    Unknown,
+}
+
+#[derive(Default)]
+struct Findings<'c> {
+    is_object: bool,
+    success: Success,
+    /// Members seen, by their bits. Duplicate keys are refused before, so a bit means one value.
+    seen: u64,
+    always: Option<Violation>,
+    on_success: Option<Violation>,
+    instance_id: Option<String>,
+    contract: std::marker::PhantomData<&'c Member>,
+}
+
+#[derive(Default)]
+enum Success {
+    #[default]
+    Absent,
+    Is(bool),
+    NotBoolean,
+}
+
+impl<'c> Walker for Findings<'c> {
+    type Place = Place<'c>;
+
+    fn see(&mut self, place: Place<'c>, seen: Seen<'_>) {
+        match place {
+            Place::Unknown => {}
+            Place::Top(_) => self.is_object = seen == Seen::Object,
+            Place::Success => {
+                self.success = match seen {
+                    Seen::Bool(success) => Success::Is(success),
+                    _ => Success::NotBoolean,
+                };
+            }
+            Place::Member(member) => self.check(member, seen),
+        }
+    }
+
+    fn member(&mut self, place: Place<'c>, key: &str) -> Place<'c> {
+        let members = match place {
+            Place::Top(_) if key == "success" => return Place::Success,
+            Place::Top(members) => members,
+            Place::Member(member) => &member.members,
+            Place::Success | Place::Unknown => return Place::Unknown,
+        };
+        members.iter().find(|member| member.key == key).map_or(Place::Unknown, Place::Member)
+    }
+
+    fn element(&mut self, _: Place<'c>) -> Place<'c> {
+        Place::Unknown
+    }
+}
+
+impl Findings<'_> {
+    fn check(&mut self, member: &Member, seen: Seen<'_>) {
+        self.seen |= 1 << member.bit;
+        match (member.kind, seen) {
+            (_, Seen::Null) if member.nullable => {}
+            (MemberKind::String, Seen::String(text)) => {
+                if let Some((fewest, most)) = member.length {
+                    // Counting stops early: a reply may hold a megabyte here.
+                    let length = text.chars().take(most + 1).count();
+                    if length < fewest || length > most {
+                        self.violated(member, "length", || {
+                            format!("`{}` must have {fewest} to {most} characters", member.key)
+                        });
+                        return;
+                    }
+                }
+                if member.is_instance_id {
+                    self.instance_id = Some(text.to_owned());
+                }
+            }
+            (MemberKind::Number, Seen::Number)
+            | (MemberKind::Boolean, Seen::Bool(_))
+            | (MemberKind::Object, Seen::Object)
+            | (MemberKind::Array, Seen::Array) => {}
+            _ => self.violated(member, "type", || {
+                let or_null = if member.nullable { " or null" } else { "" };
+                format!("`{}` must be {}{or_null}, and is {}", member.key, member.kind.describe(), describe(seen))
+            }),
+        }
+    }
+
+    /// Finds required members of objects that are there.
+    fn find_missing(&mut self, members: &[Member]) {
+        for member in members {
+            if self.seen & (1 << member.bit) != 0 {
+                self.find_missing(&member.members);
+            } else if member.required {
+                self.violated(member, "missing", || format!("`{}` is required and missing", member.key));
+            }
+        }
+    }
+
+    fn violated(&mut self, member: &Member, what: &str, detail: impl FnOnce() -> String) {
+        let slot = if member.on_success { &mut self.on_success } else { &mut self.always };
+        slot.get_or_insert_with(|| Violation { rule: format!("{}_{what}", member.rule_stem).into(), detail: detail() });
+    }
+}
+
+impl MemberKind {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::String => "a string",
+            Self::Number => "a number",
+            Self::Boolean => "true or false",
+            Self::Object => "an object",
+            Self::Array => "an array",
+        }
+    }
+}
+
+fn describe(seen: Seen<'_>) -> &'static str {
+    match seen {
+        Seen::Null => "null",
+        Seen::Bool(_) => "a boolean",
+        Seen::Number => "a number",
+        Seen::String(_) => "a string",
+        Seen::Array => "an array",
+        Seen::Object => "an object",
+    }
+}

@@ -1,0 +1,226 @@
+//! The request contract: which action it is, which fields it must carry, and what they hold.
+//!
+//! Pure: works on decoded parameters. Runs after verification, so its messages may name fields
+//! to the caller.
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use super::field::Decoded;
+use super::{Action, Dialect, Presence};
+use crate::query::{Lookup, Params};
+
+/// How strictly documented requirements are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// What the platform's own examples lack is accepted and counted.
+    Lenient,
+    /// What the documentation calls required is required.
+    Strict,
+}
+
+/// A request that keeps the contract: its parameters with every documented field decoded.
+#[derive(Clone, Debug)]
+pub struct SpiRequest {
+    params: Params,
+    action: usize,
+    /// For each field of the dialect, in its order: what it decoded to, where it came.
+    decoded: Vec<Option<Decoded>>,
+    time: Option<Timestamp>,
+    /// Positions of fields that the documentation requires and the request lacks.
+    lacking: Vec<usize>,
+}
+
+/// A value as a backend can be given it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Text.
+    Text(&'a str),
+    /// A JSON object, compact.
+    Object(&'a str),
+    /// A boolean.
+    Boolean(bool),
+    /// A period, and how it was written.
+    Period {
+        /// How many.
+        value: u32,
+        /// Of what.
+        unit: super::field::Unit,
+        /// `VALUE_UNIT` as received.
+        text: &'a str,
+    },
+    /// A time, and how it was written.
+    Time {
+        /// When.
+        time: Timestamp,
+        /// As received.
+        text: &'a str,
+    },
+}
+
+/// Why a signed request breaks the contract.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContractError {
+    /// The dialect has no such action.
+    UnknownAction,
+    /// A field is missing.
+    Missing {
+        /// Its name.
+        field: String,
+    },
+    /// A field holds what it must not.
+    Invalid {
+        /// Its name.
+        field: String,
+        /// What is wrong, as half a sentence; never the value.
+        why: &'static str,
+    },
+}
+
+impl fmt::Display for ContractError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownAction => f.write_str("the action is not one of this dialect"),
+            Self::Missing { field } => write!(f, "{field} is missing"),
+            Self::Invalid { field, why } => write!(f, "{field} {why}"),
+        }
+    }
+}
+
+impl std::error::Error for ContractError {}
+
+impl Dialect {
+    /// Checks the contract and decodes the documented fields.
+    ///
+    /// `time` is the request's signed time where the dialect has one. Protocol fields were
+    /// found to stand once before the signature was verified.
+    ///
+    /// # Errors
+    /// See [`ContractError`]; the first in the dialect's order of fields.
+    pub fn check_request(
+        &self,
+        params: Params,
+        time: Option<Timestamp>,
+        strictness: Strictness,
+    ) -> Result<SpiRequest, ContractError> {
+        let missing = |field: &str| ContractError::Missing { field: field.to_owned() };
+        let invalid = |field: &str, why| ContractError::Invalid { field: field.to_owned(), why };
+
+        let action = match params.get(&self.action_parameter) {
+            Lookup::Absent => return Err(missing(&self.action_parameter)),
+            Lookup::Once("") => return Err(invalid(&self.action_parameter, "is empty")),
+            Lookup::Once(name) => self.action_index(name).ok_or(ContractError::UnknownAction)?,
+            Lookup::Repeated => return Err(invalid(&self.action_parameter, "stands twice")),
+        };
+        let Action { presence, dedupe, .. } = &self.actions[action];
+
+        let mut decoded = Vec::with_capacity(self.fields.len());
+        let mut lacking = Vec::new();
+        for (index, field) in self.fields.iter().enumerate() {
+            let text = match params.get(&field.name) {
+                Lookup::Absent => {
+                    match presence[index] {
+                        Presence::Required => return Err(missing(&field.name)),
+                        Presence::Expected if strictness == Strictness::Strict => return Err(missing(&field.name)),
+                        Presence::Expected => lacking.push(index),
+                        Presence::Optional | Presence::Undocumented => {}
+                    }
+                    decoded.push(None);
+                    continue;
+                }
+                Lookup::Once(text) => text,
+                Lookup::Repeated => return Err(invalid(&field.name, "stands twice")),
+            };
+            let must_hold = matches!(presence[index], Presence::Required | Presence::Expected);
+            if text.is_empty() && (must_hold || *dedupe == Some(index)) {
+                return Err(invalid(&field.name, "is empty"));
+            }
+            let value = field.kind.decode(text).map_err(|why| invalid(&field.name, why))?;
+            // Base64 of nothing is the empty text, so an empty value can also come decoded.
+            if must_hold && value == Decoded::Text(String::new()) {
+                return Err(invalid(&field.name, "is empty"));
+            }
+            decoded.push(Some(value));
+        }
+        Ok(SpiRequest { params, action, decoded, time, lacking })
+    }
+}
+
+impl SpiRequest {
+    /// Position of the action in the dialect's list.
+    pub fn action_index(&self) -> usize {
+        self.action
+    }
+
+    /// The action.
+    pub fn action<'d>(&self, dialect: &'d Dialect) -> &'d Action {
+        &dialect.actions[self.action]
+    }
+
+    /// The parameters as received, decoded from the query.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Names of fields that the documentation requires and this request lacks.
+    pub fn lacking<'d>(&self, dialect: &'d Dialect) -> impl Iterator<Item = &'d str> {
+        self.lacking.iter().map(|&index| dialect.fields[index].name.as_str())
+    }
+
+    /// Whether the platform asks for a trial run; absent means no.
+    pub fn is_debug(&self, dialect: &Dialect) -> bool {
+        dialect.debug.is_some_and(|index| self.decoded[index] == Some(Decoded::Boolean(true)))
+    }
+
+    /// The text of a documented field, decoded from base64 where it came so.
+    pub fn text(&self, dialect: &Dialect, field: usize) -> Option<&str> {
+        match self.decoded[field].as_ref()? {
+            Decoded::Text(text) | Decoded::Object(text) => Some(text),
+            Decoded::AsReceived | Decoded::Boolean(_) | Decoded::Period(..) => {
+                self.received(&dialect.fields[field].name)
+            }
+        }
+    }
+
+    /// The text of a documented field by name.
+    pub fn text_by_name(&self, dialect: &Dialect, name: &str) -> Option<&str> {
+        self.text(dialect, dialect.field_index(name)?)
+    }
+
+    /// Documented parameters with their values: the action, the dialect's fields in their
+    /// order, the time. Without the signature.
+    pub fn documented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = (&'s str, Value<'s>)> {
+        let action = (dialect.action_parameter.as_str(), Value::Text(dialect.actions[self.action].name.as_str()));
+        let fields = dialect.fields.iter().zip(&self.decoded).filter_map(|(field, decoded)| {
+            let value = self.value(&field.name, decoded.as_ref()?)?;
+            Some((field.name.as_str(), value))
+        });
+        let time = dialect.time.as_ref().zip(self.time).and_then(|(rule, time)| {
+            Some((rule.parameter.as_str(), Value::Time { time, text: self.received(&rule.parameter)? }))
+        });
+        std::iter::once(action).chain(fields).chain(time)
+    }
+
+    /// Parameters that nobody documented, in received order; a name may repeat.
+    pub fn undocumented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = crate::query::Param<'s>> {
+        self.params.received().filter(|param| !dialect.is_protocol_parameter(param.name))
+    }
+
+    fn received(&self, name: &str) -> Option<&str> {
+        match self.params.get(name) {
+            Lookup::Once(text) => Some(text),
+            Lookup::Absent | Lookup::Repeated => None,
+        }
+    }
+
+    fn value<'s>(&'s self, name: &str, decoded: &'s Decoded) -> Option<Value<'s>> {
+        Some(match decoded {
+            Decoded::AsReceived => Value::Text(self.received(name)?),
+            Decoded::Text(text) => Value::Text(text),
+            Decoded::Object(text) => Value::Object(text),
+            Decoded::Boolean(value) => Value::Boolean(*value),
+            Decoded::Period(value, unit) => Value::Period { value: *value, unit: *unit, text: self.received(name)? },
+        })
+    }
+}

@@ -1,0 +1,312 @@
+//! Strict JSON, shared by request fields (base64 JSON objects) and backend replies.
+//!
+//! Stricter than `serde_json::Value`: duplicate keys are an error at every depth (last-wins
+//! hides what a signer or a reader meant), numbers that no double can hold are errors, nesting
+//! ends at 128. Documents are checked, then passed on as they came; they are never rebuilt, so
+//! no number loses a digit.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+/// Why a document was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JsonError {
+    /// There are no bytes at all.
+    Empty,
+    /// Not JSON (bad syntax or encoding, a number or nesting out of bounds, trailing bytes).
+    Invalid,
+    /// A key stands twice in one object.
+    DuplicateKey,
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "it is empty",
+            Self::Invalid => "it is not valid JSON",
+            Self::DuplicateKey => "a key stands twice in one object",
+        })
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+/// What a walker sees of one value. Objects and arrays are announced before their content.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Seen<'t> {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// Any number.
+    Number,
+    /// A string, unescaped.
+    String(&'t str),
+    /// An array.
+    Array,
+    /// An object.
+    Object,
+}
+
+/// Follows a document while it is read, from the top down. A `Place` is what the walker wants
+/// to remember of a position in the document.
+pub trait Walker {
+    /// A position, as this walker sees it.
+    type Place: Copy;
+    /// Sees the value at a place.
+    fn see(&mut self, place: Self::Place, seen: Seen<'_>);
+    /// Says what the place of the member `key` of the object at `place` is.
+    fn member(&mut self, place: Self::Place, key: &str) -> Self::Place;
+    /// Says what the place of the elements of the array at `place` is.
+    fn element(&mut self, place: Self::Place) -> Self::Place;
+}
+
+/// Reads `document` strictly and shows it to `walker`, which stands at `top` first.
+///
+/// # Errors
+/// See [`JsonError`].
+pub fn walk<W: Walker>(document: &[u8], walker: &mut W, top: W::Place) -> Result<(), JsonError> {
+    if document.is_empty() {
+        return Err(JsonError::Empty);
+    }
+    let mut duplicate = false;
+    let mut reader = serde_json::Deserializer::from_slice(document);
+    let start = Value { walker, place: top, duplicate: &mut duplicate };
+    match start.deserialize(&mut reader).and_then(|()| reader.end()) {
+        Ok(()) => Ok(()),
+        Err(_) if duplicate => Err(JsonError::DuplicateKey),
+        Err(_) => Err(JsonError::Invalid),
+    }
+}
+
+/// Checks `document` and says what it is at the top.
+///
+/// # Errors
+/// See [`JsonError`].
+pub fn is_object(document: &[u8]) -> Result<bool, JsonError> {
+    struct Top(bool);
+    impl Walker for Top {
+        type Place = bool;
+        fn see(&mut self, at_top: bool, seen: Seen<'_>) {
+            if at_top {
+                self.0 = seen == Seen::Object;
+            }
+        }
+        fn member(&mut self, _: bool, _: &str) -> bool {
+            false
+        }
+        fn element(&mut self, _: bool) -> bool {
+            false
+        }
+    }
+    let mut top = Top(false);
+    walk(document, &mut top, true)?;
+    Ok(top.0)
+}
+
+/// Drops the white space between the tokens of a **checked** document.
+pub fn compact(document: &str) -> String {
+    rewrite(document, |char, out| out.push(char))
+}
+
+/// The same, with everything outside ASCII written as `\uXXXX`: survives every header decoder.
+pub fn compact_ascii(document: &str) -> String {
+    rewrite(document, |char, out| {
+        if char.is_ascii() && char != '\x7f' {
+            out.push(char);
+        } else {
+            use fmt::Write as _;
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+    })
+}
+
+fn rewrite(document: &str, push: impl Fn(char, &mut String)) -> String {
+    let mut out = String::with_capacity(document.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for char in document.chars() {
+        if in_string {
+            in_string = escaped || char != '"';
+            escaped = !escaped && char == '\\';
+        } else if char == '"' {
+            in_string = true;
+        } else if char.is_ascii_whitespace() {
+            continue;
+        }
+        push(char, &mut out);
+    }
+    out
+}
+
+/// One value of the document, on its way through serde.
+struct Value<'w, W: Walker> {
+    walker: &'w mut W,
+    place: W::Place,
+    duplicate: &'w mut bool,
+}
+
+impl<'de, W: Walker> DeserializeSeed<'de> for Value<'_, W> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, W: Walker> Visitor<'de> for Value<'_, W> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.walker.see(self.place, Seen::Null);
+        Ok(())
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+        self.walker.see(self.place, Seen::Bool(value));
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        self.walker.see(self.place, Seen::Number);
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        self.walker.see(self.place, Seen::Number);
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        self.walker.see(self.place, Seen::Number);
+        Ok(())
+    }
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.walker.see(self.place, Seen::String(text));
+        Ok(())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        self.walker.see(self.place, Seen::Array);
+        let place = self.walker.element(self.place);
+        loop {
+            let element = Value { walker: &mut *self.walker, place, duplicate: &mut *self.duplicate };
+            if seq.next_element_seed(element)?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        self.walker.see(self.place, Seen::Object);
+        let mut keys = Keys::default();
+        while let Some(Key(key)) = map.next_key()? {
+            let place = self.walker.member(self.place, &key);
+            if !keys.insert(key) {
+                *self.duplicate = true;
+                return Err(A::Error::custom("duplicate key"));
+            }
+            map.next_value_seed(Value { walker: &mut *self.walker, place, duplicate: &mut *self.duplicate })?;
+        }
+        Ok(())
+    }
+}
+
+/// A key, borrowed from the document where it has no escapes.
+struct Key<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Key<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Read)
+    }
+}
+
+/// The keys of one object: a short list while it is short, a set once it is not, so that an
+/// object of a hundred thousand keys costs no more a key than one of ten.
+#[derive(Default)]
+struct Keys<'de> {
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Keys<'de> {
+    const FEW: usize = 16;
+
+    fn insert(&mut self, key: Cow<'de, str>) -> bool {
+        if self.many.is_empty() {
+            if self.few.contains(&key) {
+                return false;
+            }
+            if self.few.len() < Self::FEW {
+                self.few.push(key);
+                return true;
+            }
+            self.many.extend(self.few.drain(..));
+        }
+        self.many.insert(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_duplicates_at_every_depth() {
+        for document in [r#"{"a":1,"a":2}"#, r#"{"a":{"b":1,"\u0062":2}}"#, r#"[{"a":[{"b":0,"b":0}]}]"#] {
+            assert_eq!(is_object(document.as_bytes()), Err(JsonError::DuplicateKey), "{document}");
+        }
+        let many = (0..40).map(|n| format!("\"k{n}\":1")).collect::<Vec<_>>().join(",");
+        assert_eq!(is_object(format!("{{{many}}}").as_bytes()), Ok(true));
+        assert_eq!(is_object(format!("{{{many},\"k3\":2}}").as_bytes()), Err(JsonError::DuplicateKey));
+        assert_eq!(is_object(br#"[{"a":1},{"a":1}]"#), Ok(false));
+    }
+
+    #[test]
+    fn refuses_what_is_not_json() {
+        for document in [
+            "{",
+            "{}x",
+            "{} {}",
+            "\u{feff}{}",
+            r#"{"a":1e400}"#,
+            r#"{"a":"\ud800"}"#,
+            "NaN",
+            "{'a':1}",
+            r#"{"a":01}"#,
+            "<html>",
+            "{\"a\":\"\x01\"}",
+        ] {
+            assert_eq!(is_object(document.as_bytes()), Err(JsonError::Invalid), "{document}");
+        }
+        assert_eq!(is_object(b"{\"a\":\"\xff\"}"), Err(JsonError::Invalid));
+        assert_eq!(is_object(b""), Err(JsonError::Empty));
+        assert_eq!(is_object("[".repeat(100_000).as_bytes()), Err(JsonError::Invalid));
+        assert_eq!(is_object(format!("{}{}", "[".repeat(100), "]".repeat(100)).as_bytes()), Ok(false));
+    }
+
+    #[test]
+    fn compacts_without_touching_strings_or_numbers() {
+        let document = "{ \"a b\" :\t[1.50 , \"\\\" , \\\\\" , 10000000000000000999],\n\"套\": \"a 😀\" }";
+        assert_eq!(compact(document), r#"{"a b":[1.50,"\" , \\",10000000000000000999],"套":"a 😀"}"#);
+        let ascii = compact_ascii(document);
+        assert_eq!(ascii, r#"{"a b":[1.50,"\" , \\",10000000000000000999],"\u5957":"a \ud83d\ude00"}"#);
+        let (before, after): (serde_json::Value, serde_json::Value) =
+            (serde_json::from_str(document).unwrap(), serde_json::from_str(&ascii).unwrap());
+        assert_eq!(before, after);
+    }
+}

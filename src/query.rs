@@ -1,0 +1,290 @@
+//! The strict query-string reader.
+//!
+//! Turns the query of a request into decoded parameters, or says why it refuses. Everything
+//! behind it (canonical form, fields, contracts) sees decoded UTF-8 only, so a byte that this
+//! reader lets through is a byte that was signed. It never repairs: a bad escape or invalid
+//! UTF-8 is an error, never U+FFFD. It knows nothing of marketplaces and does no I/O.
+//!
+//! Rules (`protocol.md` section 2, 1): `&` separates, the first `=` ends the name, `+` is a
+//! space, a name without `=` has an empty value, empty pairs are skipped, `;` is data.
+
+use std::fmt;
+
+/// Decoded parameters of one query string.
+///
+/// Two allocations whatever the number of parameters: one text that holds all decoded names and
+/// values, and one list of positions in it, sorted by name (byte order, equal names in received
+/// order), which is the order in which the canonical form wants them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Params {
+    text: String,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    /// Where the name begins; the received order of two entries is the order of their starts.
+    start: u32,
+    name_end: u32,
+    value_end: u32,
+}
+
+/// A decoded parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Param<'a> {
+    /// Decoded name.
+    pub name: &'a str,
+    /// Decoded value.
+    pub value: &'a str,
+}
+
+/// What a look-up by name found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// No parameter has this name.
+    Absent,
+    /// Exactly one has; its value.
+    Once(&'a str),
+    /// Several have.
+    Repeated,
+}
+
+/// Why a query string was refused. Never carries a value: what was refused may be a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryError {
+    /// `%` that two hexadecimal digits do not follow.
+    BadEscape,
+    /// A name or a value that is not UTF-8 after decoding.
+    NotUtf8,
+    /// A NUL, CR or LF in a name or a value.
+    ControlCharacter,
+    /// More parameters than allowed.
+    TooMany {
+        /// The configured limit.
+        limit: usize,
+    },
+}
+
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadEscape => f.write_str("the query has a % that is not followed by two hexadecimal digits"),
+            Self::NotUtf8 => f.write_str("the query does not decode to valid UTF-8"),
+            Self::ControlCharacter => f.write_str("the query has a NUL, CR or LF in a name or value"),
+            Self::TooMany { limit } => write!(f, "the query has more than {limit} parameters"),
+        }
+    }
+}
+
+impl std::error::Error for QueryError {}
+
+impl Params {
+    /// Reads a query string (without its `?`).
+    ///
+    /// `limit` is the largest number of parameters accepted.
+    ///
+    /// # Errors
+    /// See [`QueryError`]. The query must be shorter than 4 GiB; the gateway's own limit is far
+    /// below that.
+    pub fn parse(query: &[u8], limit: usize) -> Result<Self, QueryError> {
+        let mut text = Vec::with_capacity(query.len());
+        // Counting first keeps the list at one exact allocation.
+        let pairs = query.iter().filter(|&&byte| byte == b'&').count() + 1;
+        let mut entries = Vec::with_capacity(pairs.min(limit));
+        for pair in query.split(|&byte| byte == b'&') {
+            if pair.is_empty() {
+                continue;
+            }
+            if entries.len() == limit {
+                return Err(QueryError::TooMany { limit });
+            }
+            let start = position(&text);
+            let equals = pair.iter().position(|&byte| byte == b'=');
+            let (name, value) = match equals {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, &pair[pair.len()..]),
+            };
+            decode(name, &mut text)?;
+            let name_end = position(&text);
+            decode(value, &mut text)?;
+            entries.push(Entry { start, name_end, value_end: position(&text) });
+        }
+        // Every component was checked on its own, so this cannot fail; it is one pass over a
+        // short text, and cheaper than trusting.
+        let text = String::from_utf8(text).map_err(|_| QueryError::NotUtf8)?;
+        entries.sort_unstable_by(|a, b| {
+            name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()).then(a.start.cmp(&b.start))
+        });
+        Ok(Self { text, entries })
+    }
+
+    /// Builds parameters from decoded pairs, in received order. For signers and tests.
+    pub fn from_pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> Self {
+        let mut text = String::new();
+        let mut entries = Vec::new();
+        for (name, value) in pairs {
+            let start = position(text.as_bytes());
+            text.push_str(name);
+            let name_end = position(text.as_bytes());
+            text.push_str(value);
+            entries.push(Entry { start, name_end, value_end: position(text.as_bytes()) });
+        }
+        entries.sort_by(|a, b| name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()));
+        Self { text, entries }
+    }
+
+    /// The number of parameters.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All parameters, sorted by the bytes of their names; equal names in received order.
+    pub fn sorted(&self) -> impl Iterator<Item = Param<'_>> {
+        self.entries.iter().map(|entry| self.param(entry))
+    }
+
+    /// All parameters as received.
+    pub fn received(&self) -> impl Iterator<Item = Param<'_>> {
+        let mut order: Vec<&Entry> = self.entries.iter().collect();
+        order.sort_unstable_by_key(|entry| entry.start);
+        order.into_iter().map(|entry| self.param(entry))
+    }
+
+    /// Looks a parameter up by its decoded name.
+    pub fn get(&self, name: &str) -> Lookup<'_> {
+        let from = self.entries.partition_point(|entry| name_of(&self.text, entry).as_bytes() < name.as_bytes());
+        let mut matches = self.entries[from..].iter().take_while(|entry| name_of(&self.text, entry) == name);
+        match (matches.next(), matches.next()) {
+            (None, _) => Lookup::Absent,
+            (Some(entry), None) => Lookup::Once(self.param(entry).value),
+            (Some(_), Some(_)) => Lookup::Repeated,
+        }
+    }
+
+    fn param(&self, entry: &Entry) -> Param<'_> {
+        Param { name: name_of(&self.text, entry), value: &self.text[entry.name_end as usize..entry.value_end as usize] }
+    }
+}
+
+/// Shows how many parameters there are, never what they hold.
+impl fmt::Debug for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Params({})", self.entries.len())
+    }
+}
+
+fn name_of<'t>(text: &'t str, entry: &Entry) -> &'t str {
+    &text[entry.start as usize..entry.name_end as usize]
+}
+
+/// The length of a text as a position in it. Queries end at 64 KiB (`http::Uri`), so this never
+/// saturates; a saturated position would only make a look-up miss.
+fn position(text: &[u8]) -> u32 {
+    u32::try_from(text.len()).unwrap_or(u32::MAX)
+}
+
+/// Decodes one name or value to the end of `text`.
+fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
+    let start = text.len();
+    let mut rest = encoded;
+    while let [byte, tail @ ..] = rest {
+        let (decoded, tail) = match byte {
+            b'+' => (b' ', tail),
+            b'%' => match tail {
+                [high, low, tail @ ..] => {
+                    let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low)) else {
+                        return Err(QueryError::BadEscape);
+                    };
+                    (high << 4 | low, tail)
+                }
+                _ => return Err(QueryError::BadEscape),
+            },
+            byte => (*byte, tail),
+        };
+        if matches!(decoded, 0 | b'\r' | b'\n') {
+            return Err(QueryError::ControlCharacter);
+        }
+        text.push(decoded);
+        rest = tail;
+    }
+    std::str::from_utf8(&text[start..]).map(|_| ()).map_err(|_| QueryError::NotUtf8)
+}
+
+fn hex_digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(query: &str) -> Vec<(String, String)> {
+        let params = Params::parse(query.as_bytes(), 64).expect("parses");
+        params.received().map(|p| (p.name.to_owned(), p.value.to_owned())).collect()
+    }
+
+    fn refused(query: &str) -> QueryError {
+        Params::parse(query.as_bytes(), 64).expect_err("is refused")
+    }
+
+    #[test]
+    fn decodes_as_a_form_does() {
+        assert_eq!(
+            pairs("a+b=c%2Bd&e&&=f&g=h=i;j"),
+            [("a b", "c+d"), ("e", ""), ("", "f"), ("g", "h=i;j")].map(|(a, b)| (a.into(), b.into()))
+        );
+        assert_eq!(pairs(""), []);
+    }
+
+    #[test]
+    fn sorts_by_name_and_keeps_the_order_of_equal_names() {
+        let params = Params::parse(b"x=2&a-b=2&x=1&a=1&%61=0", 64).expect("parses");
+        let sorted: Vec<_> = params.sorted().map(|p| (p.name, p.value)).collect();
+        assert_eq!(sorted, [("a", "1"), ("a", "0"), ("a-b", "2"), ("x", "2"), ("x", "1")]);
+    }
+
+    #[test]
+    fn looks_up_by_decoded_name() {
+        let params = Params::parse(b"b=1&%61=2&b=3", 64).expect("parses");
+        assert_eq!(params.get("a"), Lookup::Once("2"));
+        assert_eq!(params.get("b"), Lookup::Repeated);
+        assert_eq!(params.get("c"), Lookup::Absent);
+        assert_eq!(params.get(""), Lookup::Absent);
+    }
+
+    #[test]
+    fn refuses_bad_escapes_utf8_and_control_characters() {
+        for query in ["%", "a=%", "a=%2", "a=%zz", "%zz=1", "a=%2&b=0", "a=%+1"] {
+            assert_eq!(refused(query), QueryError::BadEscape, "{query}");
+        }
+        for query in ["a=%C0%AF", "a=%FF", "%FF=a", "a=%ED%A0%80", "%E9%9D&%92=x", "a=%E9&b=%9D%92"] {
+            assert_eq!(refused(query), QueryError::NotUtf8, "{query}");
+        }
+        for query in ["a=%00", "a%00=b", "a=%0d", "a=b%0Ac"] {
+            assert_eq!(refused(query), QueryError::ControlCharacter, "{query}");
+        }
+    }
+
+    #[test]
+    fn counts_parameters_but_not_empty_pairs() {
+        let query = vec!["a=1"; 64].join("&&");
+        assert_eq!(Params::parse(query.as_bytes(), 64).expect("parses").len(), 64);
+        assert_eq!(refused(&vec!["a=1"; 65].join("&")), QueryError::TooMany { limit: 64 });
+    }
+
+    #[test]
+    fn debug_shows_no_value() {
+        let params = Params::parse(b"secret=hunter2", 64).expect("parses");
+        assert_eq!(format!("{params:?}"), "Params(1)");
+    }
+}
