@@ -46,6 +46,10 @@ pub struct Dialect {
     pub action_parameter: String,
     /// Position of the field that marks trial runs.
     pub debug: Option<usize>,
+    /// Position of the field that holds the order's number.
+    pub order: Option<usize>,
+    /// Position of the field that holds the instance's id.
+    pub instance: Option<usize>,
     /// Documented parameters besides action, time and signature.
     pub fields: Vec<Field>,
     /// Actions, in the order of their names in the file.

@@ -1,8 +1,27 @@
 //! spigate: a reverse-proxy signature gateway for cloud-marketplace SPI calls.
 //!
 //! `docs/architecture.md` follows a request through the code; [`gateway`] is the whole way on
-//! one screen. The pure core ([`query`], [`dialect`], [`json`]) does no I/O and reads no clock.
+//! one screen. The pure core ([`query`], [`dialect`], [`json`], [`journal::key`]) does no I/O
+//! and reads no clock.
 
+pub mod access_log;
+pub mod admin;
+pub mod app;
+pub mod backend;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod delivery;
 pub mod dialect;
+pub mod exchange;
+pub mod gateway;
+pub mod journal;
 pub mod json;
+pub mod metrics;
+pub mod observe;
+pub mod peer;
 pub mod query;
+pub mod rejection;
+pub mod server;
+pub mod stage;
+pub mod telemetry;

@@ -124,6 +124,8 @@ enum RawTimeFormat {
 struct RawProtocol {
     action: String,
     debug: Option<String>,
+    order: Option<String>,
+    instance: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -253,6 +255,15 @@ impl Compiler {
             }
             index
         });
+        let mut role = |key: &str, name: Option<&String>| {
+            let index = name.and_then(|name| field_index(name));
+            if name.is_some() && index.is_none() {
+                self.problem(key, "must name one of [[fields]]");
+            }
+            index
+        };
+        let order = role("protocol.order", raw.protocol.order.as_ref());
+        let instance = role("protocol.instance", raw.protocol.instance.as_ref());
         let mut replies = BTreeMap::new();
         for (name, reply) in raw.replies {
             let contract = self.reply(&format!("replies.{name}"), reply);
@@ -319,6 +330,8 @@ impl Compiler {
             }),
             action_parameter: raw.protocol.action,
             debug,
+            order,
+            instance,
             fields,
             actions,
             published: raw

@@ -1,0 +1,137 @@
+//! The command line: one file per subcommand, and what they share.
+//!
+//! Exit codes: 0 all is well, 1 a check or a call failed, 2 it could not be run.
+
+pub mod check_config;
+pub mod serve;
+pub mod terminal;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::raw::{LogFormat, LogLevel};
+use crate::config::source::{Problem, Sources};
+use crate::config::{self, Config};
+
+/// A gateway that makes cloud-marketplace SPI calls arrive verified, decoded and once.
+#[derive(Parser)]
+#[command(name = "spigate", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(serve::Serve),
+    /// Report every problem of a configuration, or print its JSON schema
+    CheckConfig(check_config::CheckConfig),
+}
+
+/// Why a command did not succeed: what to print, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// What was checked or called is not as it should be.
+    pub fn negative(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+
+    /// The command could not be run.
+    pub fn unusable(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 2 }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(command) => command.run(),
+        Command::CheckConfig(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                terminal::complain(&failure.message);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Where the configuration is, and what the command line changes of it.
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override listen.address
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Override admin.address
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// Override log.level
+    #[arg(long, value_enum)]
+    log_level: Option<LogLevel>,
+    /// Override log.format
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+impl ConfigArgs {
+    /// Loads the configuration: the file, `SPIGATE_…` variables over it, flags over both.
+    ///
+    /// # Errors
+    /// Every problem, one a line.
+    pub fn load(&self) -> Result<Config, Failure> {
+        let text = std::fs::read_to_string(&self.config)
+            .map_err(|error| Failure::unusable(format!("{}: cannot be read: {error}", self.config.display())))?;
+        let sources = Sources {
+            file: self.config.display().to_string(),
+            text,
+            environment: spigate_variables(std::env::vars_os()),
+            flags: self.flags(),
+        };
+        let base = self.config.parent().unwrap_or(Path::new("."));
+        config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
+    }
+
+    fn flags(&self) -> Vec<(String, String)> {
+        use clap::ValueEnum as _;
+        let level = self.log_level.and_then(|level| Some(level.to_possible_value()?.get_name().to_owned()));
+        let format = self.log_format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned()));
+        let flags = [
+            ("listen.address", self.listen.clone()),
+            ("admin.address", self.admin.clone()),
+            ("log.level", level),
+            ("log.format", format),
+        ];
+        flags.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?))).collect()
+    }
+}
+
+/// The environment variables that may set configuration keys.
+fn spigate_variables(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
+    let texts = all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut variables: Vec<_> = texts.filter(|(name, _)| name.starts_with("SPIGATE_")).collect();
+    // Position 0 of a list comes before position 1.
+    variables.sort();
+    variables
+}
+
+/// Problems, one a line, and their number.
+fn list(problems: &[Problem]) -> String {
+    let lines = problems.iter().map(|problem| format!("{problem}\n")).collect::<String>();
+    let count = problems.len();
+    format!("{lines}{count} problem{} found", if count == 1 { "" } else { "s" })
+}

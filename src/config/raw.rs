@@ -1,0 +1,533 @@
+//! The configuration as it is written: key names, types and defaults, nothing checked yet.
+//!
+//! The doc comments here are the descriptions in `spigate check-config --schema`, and a test
+//! holds `config/spigate.example.toml` against these types. Quantities with a unit are texts
+//! here; `validate.rs` reads them and reports what is wrong with the place.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use zeroize::Zeroizing;
+
+/// Configuration of spigate.
+#[derive(serde::Deserialize, JsonSchema, Default, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Where the platform's requests arrive.
+    pub listen: RawListen,
+    /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
+    pub admin: RawAdmin,
+    /// What is logged, to standard output.
+    pub log: RawLog,
+    /// Limits for an open port.
+    pub limits: RawLimits,
+    /// How the process ends after SIGTERM.
+    pub shutdown: RawShutdown,
+    /// What remembers deliveries.
+    pub journal: RawJournal,
+    /// A directory of further dialects, one *.toml each; see docs/dialects.md.
+    pub dialect_dir: Option<String>,
+    /// One entry for each app that the platform calls.
+    pub apps: Vec<RawApp>,
+}
+
+/// Where the platform's requests arrive.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawListen {
+    /// Address and port.
+    pub address: String,
+    /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
+    /// Nobody's by default.
+    pub trusted_proxies: Strings,
+}
+
+impl Default for RawListen {
+    fn default() -> Self {
+        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default() }
+    }
+}
+
+/// Where operators and monitoring look.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmin {
+    /// Address and port.
+    pub address: String,
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:9090".into() }
+    }
+}
+
+/// What is logged.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// The least level that is logged.
+    pub level: LogLevel,
+    /// One JSON object a line, or text for a human.
+    pub format: LogFormat,
+    /// Whether every request is logged.
+    pub access: Flag,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Json, access: Flag(true) }
+    }
+}
+
+/// The least level that is logged.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Failures that need somebody.
+    Error,
+    /// What may need somebody.
+    Warn,
+    /// What happens.
+    Info,
+    /// How it happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The form of log lines.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Text for a human.
+    Text,
+}
+
+/// Limits for an open port.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// Most parameters in a query.
+    pub parameters: Int,
+    /// Longest query.
+    pub query_bytes: String,
+    /// Longest reply of a backend.
+    pub reply_bytes: String,
+    /// Most connections at once; further ones are refused.
+    pub connections: Int,
+    /// Most requests at once; further ones get 503 with Retry-After.
+    pub in_flight: Int,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: String,
+    /// How long an idle connection is kept, and how long a client may take to read an answer.
+    pub idle_timeout: String,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self {
+            parameters: Int(64),
+            query_bytes: "16KiB".into(),
+            reply_bytes: "1MiB".into(),
+            connections: Int(10_000),
+            in_flight: Int(1_024),
+            header_timeout: "10s".into(),
+            idle_timeout: "75s".into(),
+        }
+    }
+}
+
+/// How the process ends after SIGTERM.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawShutdown {
+    /// How long /readyz says no while requests are still accepted.
+    pub delay: String,
+    /// How long running requests and deliveries may take after that.
+    pub grace: String,
+}
+
+impl Default for RawShutdown {
+    fn default() -> Self {
+        Self { delay: "5s".into(), grace: "25s".into() }
+    }
+}
+
+/// What remembers deliveries.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawJournal {
+    /// Where. This version keeps running deliveries in memory only, whatever stands here, and
+    /// says so at start.
+    pub url: String,
+}
+
+impl Default for RawJournal {
+    fn default() -> Self {
+        Self { url: "memory:".into() }
+    }
+}
+
+/// An app that the platform calls.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawApp {
+    /// Its name in logs, metrics and `X-Spi-App`: letters, digits, `-` and `_`.
+    pub name: Option<String>,
+    /// The host that the platform calls; any, if it is left out.
+    pub host: Option<String>,
+    /// The path that the platform calls, exactly.
+    pub path: Option<String>,
+    /// The marketplace's dialect.
+    pub dialect: Option<String>,
+    /// Keys from the platform's console; any active one verifies.
+    pub keys: Vec<RawKey>,
+    /// Whether fields that the platform's documentation requires and its own examples lack are
+    /// required.
+    pub contract: RawContract,
+    /// What answers the platform's connection test: the backend itself, a look whether it
+    /// accepts a connection, or spigate alone.
+    pub test_connection: RawTestConnection,
+    /// Whether copies of a running delivery wait for it instead of reaching the backend too.
+    pub deliver_once: Flag,
+    /// How far a request's time may be off.
+    pub freshness: RawFreshness,
+    /// Where requests are delivered.
+    pub backend: RawBackend,
+}
+
+impl Default for RawApp {
+    fn default() -> Self {
+        Self {
+            name: None,
+            host: None,
+            path: None,
+            dialect: None,
+            keys: Vec::new(),
+            contract: RawContract::Lenient,
+            test_connection: RawTestConnection::Forward,
+            deliver_once: Flag(true),
+            freshness: RawFreshness::default(),
+            backend: RawBackend::default(),
+        }
+    }
+}
+
+/// How strictly documented requirements are taken.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawContract {
+    /// Accept what the platform's own examples lack, and count it.
+    Lenient,
+    /// Refuse it.
+    Strict,
+}
+
+/// What answers the platform's connection test.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawTestConnection {
+    /// The backend.
+    Forward,
+    /// spigate, if the backend accepts a connection.
+    Probe,
+    /// spigate.
+    Answer,
+}
+
+/// A key from the platform's console: exactly one of `file`, `env` and `value`.
+#[derive(serde::Deserialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKey {
+    /// Its name in logs and metrics; never the key itself.
+    pub id: Option<String>,
+    /// A file that holds it; one trailing newline is ignored.
+    pub file: Option<String>,
+    /// An environment variable that holds it.
+    pub env: Option<String>,
+    /// The key itself. Prefer `file`.
+    pub value: Option<Secret>,
+    /// Whether it verifies requests.
+    pub state: RawKeyState,
+}
+
+/// Whether a key verifies requests.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum RawKeyState {
+    /// It does.
+    #[default]
+    Active,
+    /// It does not any more.
+    Retired,
+}
+
+/// How far a request's time may be off.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawFreshness {
+    /// Oldest accepted request.
+    pub max_age: String,
+    /// Farthest accepted future, for clocks that differ.
+    pub max_future: String,
+}
+
+impl Default for RawFreshness {
+    fn default() -> Self {
+        Self { max_age: "5m".into(), max_future: "1m".into() }
+    }
+}
+
+/// Where requests are delivered.
+#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawBackend {
+    /// The endpoint, http or https.
+    pub url: Option<String>,
+    /// The form in which the backend receives a request.
+    pub send: RawSend,
+    /// When the platform is answered at the latest, counted from the request's arrival.
+    pub answer_within: String,
+    /// How long a call of the backend may take; it runs on after `answer_within`.
+    pub timeout: String,
+    /// How long connecting may take, TLS included.
+    pub connect_timeout: String,
+    /// How long an idle connection is kept. Keep it below the backend's own keep-alive.
+    pub keep_alive: String,
+    /// Certificate authorities (PEM) for an https backend, instead of the system's.
+    pub ca_file: Option<String>,
+    /// Method and path of single actions.
+    pub routes: BTreeMap<String, RawRoute>,
+}
+
+impl Default for RawBackend {
+    fn default() -> Self {
+        Self {
+            url: None,
+            send: RawSend::Json,
+            answer_within: "13s".into(),
+            timeout: "60s".into(),
+            connect_timeout: "2s".into(),
+            keep_alive: "1s".into(),
+            ca_file: None,
+            routes: BTreeMap::new(),
+        }
+    }
+}
+
+/// The form in which a backend receives a request.
+#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawSend {
+    /// POST with the decoded parameters as a JSON object.
+    Json,
+    /// GET with a header for each parameter.
+    Headers,
+    /// GET with decoded parameters in the query, without the signature.
+    Query,
+    /// GET with the query as received.
+    Raw,
+}
+
+/// Method and path of an action.
+#[derive(serde::Deserialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRoute {
+    /// The method.
+    pub method: Option<String>,
+    /// The path, instead of the url's. `{action}` and `{instance_id}` (or another required
+    /// field) stand for their values.
+    pub path: Option<String>,
+}
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    /// The text itself: for preparing keys only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Secret;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text in quotes")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Secret, E> {
+                Ok(Secret::new(text))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+impl JsonSchema for Secret {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Secret".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "writeOnly": true })
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// A whole number, or its digits in a text, as environment variables have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Int(pub u64);
+
+impl<'de> Deserialize<'de> for Int {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Int;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Int, E> {
+                Ok(Int(number))
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Int, E> {
+                u64::try_from(number).map(Int).map_err(|_| E::invalid_type(Unexpected::Signed(number), &self))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Int, E> {
+                text.parse().map(Int).map_err(|_| E::invalid_type(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
+impl JsonSchema for Int {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Int".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "integer", "minimum": 0 })
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+impl serde::Serialize for Int {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+/// A boolean, or its word in a text, as environment variables have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag(pub bool);
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Boolean;
+        impl Visitor<'_> for Boolean {
+            type Value = Flag;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true or false")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Flag, E> {
+                Ok(Flag(value))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Flag, E> {
+                text.parse().map(Flag).map_err(|_| E::invalid_type(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Boolean)
+    }
+}
+
+impl JsonSchema for Flag {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Flag".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "boolean" })
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+impl serde::Serialize for Flag {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bool(self.0)
+    }
+}
+
+/// A list of texts, or one text with commas, as environment variables have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strings(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Strings;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of texts")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Strings, E> {
+                Ok(Strings(
+                    text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect(),
+                ))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Strings, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    list.push(item);
+                }
+                Ok(Strings(list))
+            }
+        }
+        deserializer.deserialize_any(List)
+    }
+}
+
+impl JsonSchema for Strings {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Strings".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "array", "items": { "type": "string" } })
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+impl serde::Serialize for Strings {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// The JSON schema of the configuration.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(RawConfig).to_value()
+}

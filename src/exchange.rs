@@ -1,0 +1,65 @@
+//! What is known of a request once it has been answered: filled in stop by stop, read by the
+//! metrics and the access log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::app::App;
+use crate::delivery::{Delivery, Outcome};
+use crate::rejection::Rejection;
+use crate::stage::contract::Checked;
+
+/// A request's story.
+#[derive(Clone, Default)]
+pub struct Exchange {
+    /// The app, once it was found.
+    pub app: Option<Arc<App>>,
+    /// Position of the key that verified it.
+    pub key: Option<usize>,
+    /// Position of the action, once it was verified and found.
+    pub action: Option<usize>,
+    /// Whether it is a trial run.
+    pub debug: bool,
+    /// The order's number.
+    pub order_id: Option<String>,
+    /// The instance that it is about, or that it made.
+    pub instance_id: Option<String>,
+    /// How its delivery ended; none if it was refused before.
+    pub outcome: Option<Outcome>,
+    /// How long the backend took.
+    pub backend_time: Option<Duration>,
+}
+
+impl Exchange {
+    /// Learns what a verified and checked request says of itself. Not before: what an
+    /// unauthenticated caller claims does not belong into logs and labels.
+    pub fn learn(&mut self, app: &App, checked: &Checked) {
+        let dialect = &*app.config.dialect;
+        let text =
+            |field: Option<usize>| field.and_then(|field| checked.request.text(dialect, field)).map(str::to_owned);
+        self.action = Some(checked.request.action_index());
+        self.debug = checked.request.is_debug(dialect);
+        self.order_id = text(dialect.order);
+        self.instance_id = text(dialect.instance);
+    }
+
+    /// Learns how the delivery ended.
+    pub fn conclude(&mut self, delivery: &Delivery) {
+        self.outcome = Some(delivery.outcome);
+        self.backend_time = delivery.backend_time;
+        if delivery.instance_id.is_some() {
+            self.instance_id.clone_from(&delivery.instance_id);
+        }
+    }
+}
+
+/// What the inner service hands to the layer that answers, in the response's extensions.
+#[derive(Clone)]
+pub struct Verdict {
+    /// The story.
+    pub exchange: Exchange,
+    /// The backend's words, or why there are none.
+    pub result: Result<Bytes, Rejection>,
+}

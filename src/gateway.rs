@@ -1,0 +1,218 @@
+//! The whole way of a request on one screen: the stack of layers, outermost first, and behind
+//! it the stops, in order. `docs/architecture.md` tells the same with a diagram.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, request};
+use http_body::Body;
+use http_body_util::Empty;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower::{Service, ServiceBuilder};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{RequestId, SetRequestIdLayer};
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use tower_http::trace::TraceLayer;
+
+use crate::app::App;
+use crate::clock;
+use crate::config::{Limits, TestConnection};
+use crate::delivery::{Delivery, Outcome};
+use crate::dialect::ActionKind;
+use crate::exchange::{Exchange, Verdict};
+use crate::journal::key::{self, DeliveryKey, Fingerprint};
+use crate::metrics::{Metrics, Running};
+use crate::observe::{AnswerLayer, Observer};
+use crate::peer::{MakeRequestId, Peer, TrustLayer};
+use crate::rejection::Rejection;
+use crate::stage::claim::Deliveries;
+use crate::stage::contract::Checked;
+use crate::stage::normalize::{self, Attempt};
+use crate::stage::route::Routes;
+use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
+
+/// Everything that requests share.
+pub struct Gateway {
+    /// The apps by host and path.
+    pub routes: Routes,
+    /// Limits of requests.
+    pub limits: Limits,
+    /// Running deliveries.
+    pub deliveries: Deliveries,
+    /// Free places for requests.
+    pub slots: Semaphore,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The stack around the stops. `sensitive` are headers that carry signatures.
+pub fn stack<B>(
+    gateway: Arc<Gateway>,
+    observer: Arc<Observer>,
+    sensitive: Arc<[HeaderName]>,
+) -> impl Service<
+    Request<B>,
+    Response = Response<impl Body<Data = Bytes, Error = Infallible> + use<B>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
+where
+    B: Body + Send + 'static,
+{
+    ServiceBuilder::new()
+        // What a stranger claims of itself goes first, so that no layer below believes it.
+        .layer(TrustLayer)
+        // Everything that follows can name the request.
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
+        // Before anything could print headers.
+        .layer(SetSensitiveRequestHeadersLayer::from_shared(sensitive))
+        // A span for debugging, with the path only: the query holds the signature.
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(|request: &Request<B>| tracing::debug_span!("request", path = request.uri().path()))
+                .on_request(())
+                .on_response(())
+                .on_failure(()),
+        )
+        // Answers, counts and logs whatever the layers below came to, a panic included.
+        .layer(AnswerLayer::new(observer))
+        // A bug costs one request.
+        .layer(CatchPanicLayer::custom(|_| Response::new(Empty::new())))
+        .service(Spi { gateway })
+}
+
+impl Gateway {
+    /// The stops, in order. Each takes what the one before has proven.
+    async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
+        // A place first: under overload the cheapest answer is the one that reads nothing.
+        let _slot = self.slots.try_acquire().map_err(|_| Rejection::Overloaded)?;
+        // Method, host, body, sizes: what needs no look at the content.
+        let received = receive::receive(head, caller.has_body, &self.limits)?;
+        // The strict reading comes before any use of a parameter.
+        let parsed = parse::parse(&received, &self.limits)?;
+        // The app decides on dialect and keys.
+        let app = self.routes.find(&received)?;
+        let _running = Running::new(&app.metrics.in_flight);
+        story.app = Some(Arc::clone(app));
+        // Before anything in the request is believed.
+        let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers)?;
+        story.key = Some(verified.key());
+        app.metrics.verifications[verified.key()].inc();
+        // A genuine request, but perhaps an old one.
+        let fresh = freshness::check(app, verified, clock::now())?;
+        // Only now may an error name a field to the caller.
+        let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
+        let checked = contract::check(app, fresh, &received, passed_on, &self.metrics)?;
+        story.learn(app, &checked);
+        // From here on somebody paid: claim, normalize, forward, validate, record.
+        let delivery = self.deliver(app, checked, caller).await?;
+        story.conclude(&delivery);
+        delivery.answer
+    }
+
+    /// Decides who answers, and that copies of a running order wait for it.
+    async fn deliver(&self, app: &Arc<App>, checked: Checked, caller: &Caller) -> Result<Delivery, Rejection> {
+        let config = &app.config;
+        let action = checked.request.action(&config.dialect);
+        let answer_by = caller.arrival + config.backend.answer_within;
+        if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
+            if config.test_connection == TestConnection::Probe
+                && let Err(unreachable) = forward::probe(&app.backend).await
+            {
+                return Ok(unreachable);
+            }
+            let sample = Bytes::copy_from_slice(action.reply.sample.as_bytes());
+            return Ok(Delivery::answered(Outcome::Delivered, sample, None));
+        }
+        let key = DeliveryKey::of(&config.name, &config.dialect, &checked.request, &checked.signature);
+        let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
+        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
+        let app = Arc::clone(app);
+        if !config.deliver_once || !key::is_delivery(action.kind) {
+            return Ok(attempt(app, checked, metrics, request_id, key, answer_by).await);
+        }
+        let call_by = caller.arrival + config.backend.timeout;
+        let first = || attempt(app, checked, metrics, request_id, key, call_by);
+        self.deliveries.once(key, fingerprint, answer_by, first).await
+    }
+}
+
+/// One attempt: normalize, forward, validate. Needs nothing of the connection it came from.
+async fn attempt(
+    app: Arc<App>,
+    checked: Checked,
+    metrics: Arc<Metrics>,
+    request_id: HeaderValue,
+    key: DeliveryKey,
+    call_by: Instant,
+) -> Delivery {
+    let attempt = Attempt { number: 1, request_id: &request_id, idempotency_key: key.idempotency_key() };
+    let Ok(request) = normalize::normalize(&app, &checked, &attempt) else {
+        return Delivery::failed(Rejection::Internal);
+    };
+    let action = checked.request.action_index();
+    let begun = Instant::now();
+    let mut delivery = match forward::forward(&app.backend, request, call_by).await {
+        Ok(reply) => validate::validate(&app.config.dialect.actions[action].reply, reply),
+        Err(delivery) => delivery,
+    };
+    let took = begun.elapsed();
+    delivery.backend_time = Some(took);
+    app.metrics.called(&metrics, Some(action), delivery.outcome, took.as_secs_f64());
+    if let Err(Rejection::BackendContract(violation)) = &delivery.answer {
+        app.metrics.violated(&metrics, action, &violation.rule);
+    }
+    delivery
+}
+
+/// What a request brings besides its head.
+struct Caller {
+    peer: Peer,
+    request_id: HeaderValue,
+    arrival: Instant,
+    has_body: bool,
+}
+
+/// The innermost service: runs the stops and hands the verdict up.
+#[derive(Clone)]
+struct Spi {
+    gateway: Arc<Gateway>,
+}
+
+impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    /// The one box of the stack: the stops are an async function, whose type has no name.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let gateway = Arc::clone(&self.gateway);
+        let (head, body) = request.into_parts();
+        let caller = Caller {
+            peer: head.extensions.get().copied().unwrap_or_default(),
+            // The layer above has set it.
+            request_id: head
+                .extensions
+                .get()
+                .map_or(HeaderValue::from_static("-"), |id: &RequestId| id.header_value().clone()),
+            arrival: Instant::now(),
+            has_body: !body.is_end_stream(),
+        };
+        Box::pin(async move {
+            let mut exchange = Exchange::default();
+            let result = gateway.exchange(&head, &caller, &mut exchange).await;
+            let mut response = Response::new(Empty::new());
+            response.extensions_mut().insert(Verdict { exchange, result });
+            Ok(response)
+        })
+    }
+}

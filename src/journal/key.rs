@@ -1,0 +1,176 @@
+//! What makes two requests the same delivery (`design.md`, "Delivery guarantee").
+//!
+//! Pure: hashes of decoded fields. Every part is written with its length before it, so that no
+//! two lists of parts share a text.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::dialect::mac::Tag;
+use crate::dialect::request::{SpiRequest, Value};
+use crate::dialect::{ActionKind, Dialect};
+
+/// Identifies a delivery: app, action, debug flag and the order (or instance) it is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeliveryKey([u8; 32]);
+
+/// Tells orders with the same key and different content apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl DeliveryKey {
+    /// The key of a request to the app called `app`.
+    ///
+    /// Without a dedupe field the request is its own order, known by its signature: a replay is
+    /// caught, and two genuine purchases are not merged.
+    pub fn of(app: &str, dialect: &Dialect, request: &SpiRequest, signature: &Tag) -> Self {
+        let action = request.action(dialect);
+        let mut hash = Parts::new("spigate delivery 1");
+        hash.put(app.as_bytes());
+        hash.put(action.name.as_bytes());
+        hash.put(if request.is_debug(dialect) { b"debug" } else { b"" });
+        match action.dedupe.and_then(|field| Some((field, request.text(dialect, field)?))) {
+            Some((field, value)) => {
+                hash.put(dialect.fields[field].name.as_bytes());
+                hash.put(value.as_bytes());
+            }
+            None => {
+                hash.put(b"");
+                hash.put(signature.as_bytes());
+            }
+        }
+        Self(hash.finish())
+    }
+
+    /// The value of the `Idempotency-Key` header: the same for every attempt of this delivery,
+    /// before and after any restart.
+    pub fn idempotency_key(&self) -> String {
+        use fmt::Write as _;
+        self.0[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+impl fmt::Debug for DeliveryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeliveryKey({})", self.idempotency_key())
+    }
+}
+
+impl Fingerprint {
+    /// The fingerprint of a request: its documented fields except signature, time, debug and
+    /// what the dialect leaves out.
+    pub fn of(dialect: &Dialect, request: &SpiRequest) -> Self {
+        let mut hash = Parts::new("spigate fingerprint 1");
+        for (name, value) in request.documented(dialect) {
+            let counts = dialect
+                .field_index(name)
+                .is_some_and(|field| dialect.fields[field].in_fingerprint && dialect.debug != Some(field));
+            if !counts {
+                continue;
+            }
+            hash.put(name.as_bytes());
+            match value {
+                Value::Text(text) | Value::Object(text) | Value::Time { text, .. } => hash.put(text.as_bytes()),
+                Value::Boolean(value) => hash.put(&[u8::from(value)]),
+                Value::Period { value, unit, .. } => {
+                    hash.put(&value.to_be_bytes());
+                    hash.put(unit.as_str().as_bytes());
+                }
+            }
+        }
+        Self(hash.finish())
+    }
+}
+
+/// Whether deliveries of this kind of action are told apart at all: a connection test is
+/// answered anew each time.
+pub fn is_delivery(kind: ActionKind) -> bool {
+    kind != ActionKind::Test
+}
+
+struct Parts(Sha256);
+
+impl Parts {
+    fn new(domain: &str) -> Self {
+        let mut parts = Self(Sha256::new());
+        parts.put(domain.as_bytes());
+        parts
+    }
+
+    fn put(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
+    }
+
+    fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::builtin;
+    use crate::dialect::mac::TagEncoding;
+    use crate::dialect::request::Strictness;
+    use crate::query::Params;
+
+    fn request(dialect: &Dialect, change: &[(&str, &str)]) -> SpiRequest {
+        let mut pairs = vec![
+            ("action", "RenewInstance"),
+            ("order_id", "o-1"),
+            ("instance_id", "i-1"),
+            ("spec", "s"),
+            ("package", "p"),
+            ("duration", "1_year"),
+        ];
+        for (name, value) in change {
+            pairs.retain(|(known, _)| known != name);
+            if !value.is_empty() {
+                pairs.push((name, value));
+            }
+        }
+        dialect.check_request(Params::from_pairs(pairs), None, Strictness::Lenient).unwrap()
+    }
+
+    #[test]
+    fn same_order_same_key_whatever_the_spelling_of_debug() {
+        let dialect = &builtin::load().unwrap()[1];
+        let tag = TagEncoding::Hex.decode("00").unwrap();
+        let key = |change: &[(&str, &str)]| DeliveryKey::of("crm", dialect, &request(dialect, change), &tag);
+        assert_eq!(key(&[]), key(&[("debug", "False"), ("spec", "other"), ("unknown", "x")]));
+        assert_eq!(key(&[("debug", "1")]), key(&[("debug", "True")]));
+        assert_ne!(key(&[]), key(&[("debug", "1")]));
+        assert_ne!(key(&[]), key(&[("order_id", "o-2")]));
+        assert_ne!(key(&[]), key(&[("action", "UpgradeInstance")]));
+        assert_ne!(key(&[]), DeliveryKey::of("erp", dialect, &request(dialect, &[]), &tag));
+        assert_eq!(key(&[]).idempotency_key().len(), 32);
+    }
+
+    #[test]
+    fn without_an_order_the_signature_is_the_key() {
+        let dialect = &builtin::load().unwrap()[0];
+        let tag = |text| TagEncoding::Hex.decode(text).unwrap();
+        let pairs = [("action", "RenewAppInstance"), ("instance_id", "i"), ("spec", "c3BlYw=="), ("period", "1_day")];
+        let request = dialect.check_request(Params::from_pairs(pairs), None, Strictness::Lenient).unwrap();
+        let key = |text| DeliveryKey::of("crm", dialect, &request, &tag(text));
+        assert_eq!(key("0011"), key("0011"));
+        assert_ne!(key("0011"), key("0012"));
+    }
+
+    #[test]
+    fn fingerprints_see_documented_fields_only() {
+        let dialect = &builtin::load().unwrap()[1];
+        let print = |change: &[(&str, &str)]| Fingerprint::of(dialect, &request(dialect, change));
+        assert_eq!(print(&[]), print(&[("debug", "1"), ("unknown", "x")]));
+        assert_ne!(print(&[]), print(&[("spec", "other")]));
+        assert_ne!(print(&[]), print(&[("duration", "1_month")]));
+        assert_ne!(print(&[]), print(&[("instance_id", "i-2")]));
+        assert_ne!(print(&[("spec", "ab"), ("package", "c")]), print(&[("spec", "a"), ("package", "bc")]));
+    }
+}

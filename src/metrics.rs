@@ -1,0 +1,257 @@
+//! The catalogue of metrics: a field is a metric, its doc comment is the metric's help text.
+//!
+//! Labels are bounded: apps and keys come from the configuration, actions, fields and rules
+//! from dialects, the rest from enums. What a request needs is looked up once per app and
+//! action ([`AppMetrics`]); the data path only adds.
+
+use std::sync::OnceLock;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::delivery::Outcome;
+use crate::dialect::Dialect;
+
+/// Seconds of a request or a backend call: from a loopback hop to the longest timeout.
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0];
+/// Seconds between the signed time and our clock; negative means signed in our future.
+const SKEW: &[f64] = &[-600.0, -300.0, -60.0, -30.0, -10.0, -5.0, -1.0, 0.0, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
+
+macro_rules! catalogue {
+    ($( #[doc = $help:literal] $field:ident: $kind:ident = $name:literal [$($label:literal),*] $(in $buckets:expr)?; )*) => {
+        /// Every metric of the gateway.
+        pub struct Metrics {
+            registry: Registry,
+            $( #[doc = $help] pub $field: $kind, )*
+        }
+
+        impl Metrics {
+            /// Makes and registers all metrics.
+            ///
+            /// # Errors
+            /// Only if two metrics had one name; a test makes them all.
+            pub fn new() -> Result<Self, prometheus::Error> {
+                let registry = Registry::new();
+                $(
+                    let $field = catalogue!(@make $kind, $name, $help.trim(), [$($label),*] $(, $buckets)?)?;
+                    registry.register(Box::new($field.clone()))?;
+                )*
+                register_process(&registry)?;
+                Ok(Self { registry, $($field,)* })
+            }
+        }
+    };
+    (@make IntCounter, $name:literal, $help:expr, []) => { IntCounter::new($name, $help) };
+    (@make IntGauge, $name:literal, $help:expr, []) => { IntGauge::new($name, $help) };
+    (@make IntCounterVec, $name:literal, $help:expr, [$($label:literal),*]) => {
+        IntCounterVec::new(Opts::new($name, $help), &[$($label),*])
+    };
+    (@make IntGaugeVec, $name:literal, $help:expr, [$($label:literal),*]) => {
+        IntGaugeVec::new(Opts::new($name, $help), &[$($label),*])
+    };
+    (@make HistogramVec, $name:literal, $help:expr, [$($label:literal),*], $buckets:expr) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), &[$($label),*])
+    };
+}
+
+catalogue! {
+    /// Requests answered, by how they ended.
+    requests: IntCounterVec = "spigate_requests_total" ["app", "action", "outcome"];
+    /// Requests that were not answered with a backend's reply, by code.
+    rejections: IntCounterVec = "spigate_rejections_total" ["app", "code"];
+    /// Seconds from a request's arrival to its answer.
+    request_seconds: HistogramVec = "spigate_request_seconds" ["app", "action"] in SECONDS;
+    /// Seconds of backend calls, by how they ended.
+    backend_seconds: HistogramVec = "spigate_backend_seconds" ["app", "action", "outcome"] in SECONDS;
+    /// Age of verified requests in seconds: our clock minus the signed time.
+    clock_skew_seconds: HistogramVec = "spigate_clock_skew_seconds" ["app"] in SKEW;
+    /// Requests verified, by the key that did it; a key that stays at rest can be retired.
+    key_verifications: IntCounterVec = "spigate_key_verifications_total" ["app", "key"];
+    /// Accepted requests without a field that the platform's documentation requires.
+    contract_warnings: IntCounterVec = "spigate_contract_warnings_total" ["app", "action", "field"];
+    /// Backend replies that broke the contract, by rule.
+    backend_violations: IntCounterVec = "spigate_backend_violations_total" ["app", "action", "rule"];
+    /// Requests being worked on.
+    in_flight_requests: IntGaugeVec = "spigate_in_flight_requests" ["app"];
+    /// Connections open on the public listener.
+    connections: IntGauge = "spigate_connections" [];
+    /// Connections refused because limits.connections was reached.
+    connections_refused: IntCounter = "spigate_connections_refused_total" [];
+    /// Times that accepting a connection failed, as it does without free file descriptors.
+    accept_errors: IntCounter = "spigate_accept_errors_total" [];
+    /// Requests whose caller hung up before the answer.
+    callers_gone: IntCounter = "spigate_callers_gone_total" [];
+    /// Panics caught: bugs.
+    panics: IntCounter = "spigate_panics_total" [];
+    /// Always 1; the version is a label.
+    build_info: IntGaugeVec = "spigate_build_info" ["version"];
+}
+
+fn register_process(registry: &Registry) -> Result<(), prometheus::Error> {
+    #[cfg(target_os = "linux")]
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = registry;
+    Ok(())
+}
+
+impl Metrics {
+    /// The metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Only if a collector misbehaves.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        Ok(out)
+    }
+
+    /// Adds a metric that another module owns.
+    ///
+    /// # Errors
+    /// If its name is taken.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        self.registry.register(collector)
+    }
+}
+
+/// One app's metrics, looked up ahead.
+pub struct AppMetrics {
+    app: String,
+    /// One for each action of the dialect, and one for what is no action.
+    actions: Vec<ActionMetrics>,
+    /// Age of verified requests.
+    pub skew: Histogram,
+    /// Requests being worked on.
+    pub in_flight: IntGauge,
+    /// Verifications, by position of the key.
+    pub verifications: Vec<IntCounter>,
+}
+
+/// One action's metrics. Children are made when they are first needed, so that ten thousand
+/// apps do not mean half a million empty series.
+pub struct ActionMetrics {
+    action: String,
+    requests: [OnceLock<IntCounter>; Outcome::ALL.len()],
+    seconds: OnceLock<Histogram>,
+    backend: [OnceLock<Histogram>; Outcome::ALL.len()],
+}
+
+/// The label of requests that no app or no action could be found for.
+pub const UNKNOWN: &str = "unknown";
+
+impl AppMetrics {
+    /// Looks an app's metrics up.
+    pub fn new<'k>(
+        metrics: &Metrics,
+        app: &str,
+        dialect: Option<&Dialect>,
+        keys: impl Iterator<Item = &'k str>,
+    ) -> Self {
+        let known = dialect.into_iter().flat_map(|dialect| dialect.actions.iter().map(|action| action.name.as_str()));
+        Self {
+            app: app.to_owned(),
+            actions: known.chain([UNKNOWN]).map(ActionMetrics::new).collect(),
+            skew: metrics.clock_skew_seconds.with_label_values(&[app]),
+            in_flight: metrics.in_flight_requests.with_label_values(&[app]),
+            verifications: keys.map(|key| metrics.key_verifications.with_label_values(&[app, key])).collect(),
+        }
+    }
+
+    /// The label of an action, by its position in the dialect.
+    pub fn action(&self, action: Option<usize>) -> &ActionMetrics {
+        // The last one is always there.
+        let last = self.actions.len() - 1;
+        &self.actions[action.map_or(last, |action| action.min(last))]
+    }
+
+    /// Counts an answered request.
+    pub fn answered(&self, metrics: &Metrics, action: Option<usize>, outcome: Outcome, seconds: f64) {
+        let action = self.action(action);
+        action.requests[outcome.index()]
+            .get_or_init(|| metrics.requests.with_label_values(&[&self.app, &action.action, outcome.as_str()]))
+            .inc();
+        action
+            .seconds
+            .get_or_init(|| metrics.request_seconds.with_label_values(&[&self.app, &action.action]))
+            .observe(seconds);
+    }
+
+    /// Counts a backend call.
+    pub fn called(&self, metrics: &Metrics, action: Option<usize>, outcome: Outcome, seconds: f64) {
+        let action = self.action(action);
+        action.backend[outcome.index()]
+            .get_or_init(|| metrics.backend_seconds.with_label_values(&[&self.app, &action.action, outcome.as_str()]))
+            .observe(seconds);
+    }
+
+    /// Counts a rejection.
+    pub fn rejected(&self, metrics: &Metrics, code: &str) {
+        metrics.rejections.with_label_values(&[&self.app, code]).inc();
+    }
+
+    /// Counts a field that a lenient contract let pass.
+    pub fn lacked(&self, metrics: &Metrics, action: usize, field: &str) {
+        metrics.contract_warnings.with_label_values(&[&self.app, &self.action(Some(action)).action, field]).inc();
+    }
+
+    /// Counts a broken rule.
+    pub fn violated(&self, metrics: &Metrics, action: usize, rule: &str) {
+        metrics.backend_violations.with_label_values(&[&self.app, &self.action(Some(action)).action, rule]).inc();
+    }
+}
+
+impl ActionMetrics {
+    fn new(action: &str) -> Self {
+        Self {
+            action: action.to_owned(),
+            requests: Default::default(),
+            seconds: OnceLock::new(),
+            backend: Default::default(),
+        }
+    }
+
+    /// The action's name.
+    pub fn name(&self) -> &str {
+        &self.action
+    }
+}
+
+/// Counts something as running for as long as it lives.
+pub struct Running(IntGauge);
+
+impl Running {
+    /// Begins.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_can_be_registered_and_shown() {
+        let metrics = Metrics::new().unwrap();
+        let app = AppMetrics::new(&metrics, "crm", None, ["k1"].into_iter());
+        app.answered(&metrics, Some(7), Outcome::Delivered, 0.1);
+        app.called(&metrics, None, Outcome::Failed, 0.1);
+        app.rejected(&metrics, "internal");
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains(r#"spigate_requests_total{action="unknown",app="crm",outcome="delivered"} 1"#));
+        assert!(text.contains(r#"spigate_key_verifications_total{app="crm",key="k1"} 0"#));
+        assert!(text.contains("# HELP spigate_build_info ") || !text.contains("build_info"));
+    }
+}

@@ -1,0 +1,190 @@
+//! The layer that ends every request: turns the verdict into the answer, counts it, and writes
+//! its one access line. A failure is logged here and nowhere else.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body_util::Full;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+use tower_http::request_id::RequestId;
+
+use crate::access_log::{AccessLog, Line};
+use crate::clock;
+use crate::delivery::Outcome;
+use crate::exchange::{Exchange, Verdict};
+use crate::metrics::{AppMetrics, Metrics, UNKNOWN};
+use crate::peer::Peer;
+use crate::rejection::Rejection;
+use crate::stage::answer;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Where requests are counted and logged.
+pub struct Observer {
+    metrics: Arc<Metrics>,
+    /// For requests that no app could be found for.
+    unknown: AppMetrics,
+    log: Option<AccessLog>,
+}
+
+impl Observer {
+    /// Makes an observer; without a log it only counts.
+    pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
+        let unknown = AppMetrics::new(&metrics, UNKNOWN, None, std::iter::empty());
+        Self { metrics, unknown, log }
+    }
+
+    fn conclude(&self, asked: &Asked, verdict: Option<Verdict>) -> Response<Full<Bytes>> {
+        let panicked = verdict.is_none();
+        let Verdict { exchange, result } =
+            verdict.unwrap_or_else(|| Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) });
+        let request_id = asked.request_id.to_str().unwrap_or("-");
+        let mut response = match &result {
+            Ok(body) => answer::reply(body.clone()),
+            Err(rejection) => answer::rejection(rejection, request_id),
+        };
+        response.headers_mut().insert(X_REQUEST_ID, asked.request_id.clone());
+
+        let took = asked.arrival.elapsed();
+        let outcome = exchange.outcome.unwrap_or(Outcome::Rejected);
+        let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics);
+        app.answered(&self.metrics, exchange.action, outcome, took.as_secs_f64());
+        if let Err(rejection) = &result {
+            app.rejected(&self.metrics, rejection.code());
+        }
+        if panicked {
+            self.metrics.panics.inc();
+        }
+        if let Some(log) = &self.log {
+            log.write(&Line {
+                now: clock::now(),
+                request_id,
+                client: asked.peer.address,
+                method: &asked.method,
+                path: &asked.path,
+                exchange: &exchange,
+                outcome,
+                status: response.status().as_u16(),
+                rejection: result.as_ref().err(),
+                took,
+            });
+        }
+        response.map(Full::new)
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct AnswerLayer {
+    observer: Arc<Observer>,
+}
+
+impl AnswerLayer {
+    /// A layer that reports to `observer`.
+    pub fn new(observer: Arc<Observer>) -> Self {
+        Self { observer }
+    }
+}
+
+impl<S> Layer<S> for AnswerLayer {
+    type Service = Answer<S>;
+    fn layer(&self, inner: S) -> Answer<S> {
+        Answer { inner, observer: Arc::clone(&self.observer) }
+    }
+}
+
+/// See [`AnswerLayer`].
+#[derive(Clone)]
+pub struct Answer<S> {
+    inner: S,
+    observer: Arc<Observer>,
+}
+
+impl<S, B, R> Service<Request<B>> for Answer<S>
+where
+    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let id = request.extensions().get::<RequestId>();
+        let asked = Asked {
+            arrival: Instant::now(),
+            request_id: id.map_or(HeaderValue::from_static("-"), |id| id.header_value().clone()),
+            peer: request.extensions().get().copied().unwrap_or_default(),
+            method: request.method().clone(),
+            path: request.uri().clone(),
+        };
+        let pending = Pending { asked, observer: Arc::clone(&self.observer), answered: false };
+        Answering { inner: self.inner.call(request), pending }
+    }
+}
+
+/// What the layer keeps of a request while it is answered.
+struct Asked {
+    arrival: Instant,
+    request_id: HeaderValue,
+    peer: Peer,
+    method: http::Method,
+    /// Only its path is ever shown.
+    path: http::Uri,
+}
+
+struct Pending {
+    asked: Asked,
+    observer: Arc<Observer>,
+    answered: bool,
+}
+
+/// A request that is dropped before its answer lost its caller: hyper ends the future when the
+/// connection breaks. Its delivery goes on; here only the fact is noted.
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.observer.metrics.callers_gone.inc();
+            tracing::info!(
+                request_id = self.asked.request_id.to_str().unwrap_or("-"),
+                client = %self.asked.peer.address,
+                "the caller hung up before the answer"
+            );
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Answer`].
+    pub struct Answering<F> {
+        #[pin]
+        inner: F,
+        pending: Pending,
+    }
+}
+
+impl<F, R> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<R>, Infallible>>,
+{
+    type Output = Result<Response<Full<Bytes>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(mut response) = ready!(this.inner.poll(context));
+        this.pending.answered = true;
+        // A caught panic leaves no verdict.
+        let verdict = response.extensions_mut().remove::<Verdict>();
+        Poll::Ready(Ok(this.pending.observer.conclude(&this.pending.asked, verdict)))
+    }
+}

@@ -1,0 +1,324 @@
+//! Everything that can go wrong with a request, once.
+//!
+//! A rejection carries what the caller is told, what the log is told, whose fault it is and
+//! whether the platform should come again. Stages return it; `gateway.rs` puts it into the
+//! response's extensions, where the answer, the metrics and the access log read it without
+//! knowing the stage. There is no other error type on the data path and no catch-all.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::dialect::reply::Violation;
+use crate::dialect::request::ContractError;
+use crate::query::QueryError;
+
+/// Why a request is not answered with a backend's reply. The codes are listed in the README.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The request cannot be read safely.
+    MalformedRequest(Malformed),
+    /// Not a GET.
+    MethodNotAllowed,
+    /// No app has this host and path.
+    UnknownApp,
+    /// The query is longer than `limits.query_bytes`.
+    UriTooLong {
+        /// The configured limit in bytes.
+        limit: usize,
+    },
+    /// More headers than the gateway accepts.
+    HeadersTooLarge,
+    /// A GET with a body.
+    BodyNotAllowed,
+    /// No signature in the query and none in the header.
+    SignatureMissing {
+        /// Whether this dialect also reads a header, which an ingress may have dropped.
+        header: Option<String>,
+    },
+    /// No active key verifies the signature.
+    SignatureInvalid(BadSignature),
+    /// The request carries no time.
+    TimestampMissing,
+    /// The time is not of the dialect's form.
+    TimestampInvalid,
+    /// The time lies too far back.
+    TimestampExpired {
+        /// Its age in seconds.
+        age: i64,
+    },
+    /// The time lies too far ahead.
+    TimestampInFuture {
+        /// How far, in seconds.
+        ahead: i64,
+    },
+    /// The dialect has no such action.
+    UnknownAction,
+    /// A required field is missing.
+    FieldMissing {
+        /// Its name.
+        field: String,
+    },
+    /// A field holds what it must not.
+    FieldInvalid {
+        /// Its name.
+        field: String,
+        /// What is wrong, as half a sentence.
+        why: &'static str,
+    },
+    /// The same order with different content.
+    OrderConflict,
+    /// The first delivery of this order still runs.
+    DeliveryInProgress,
+    /// No connection to the backend: nothing was sent.
+    BackendUnreachable {
+        /// The cause, for the log.
+        cause: Arc<str>,
+    },
+    /// The backend's reply broke off or was too long. The backend may have acted.
+    BackendBrokenReply {
+        /// The cause, for the log.
+        cause: Arc<str>,
+    },
+    /// The backend's reply breaks the contract.
+    BackendContract(Violation),
+    /// The backend did not reply in time. It may still act.
+    BackendTimeout,
+    /// The backend answered 5xx or 429.
+    BackendError {
+        /// Its status.
+        status: u16,
+    },
+    /// The gateway is at one of its limits.
+    Overloaded,
+    /// The gateway is about to end.
+    ShuttingDown,
+    /// A bug: a panic was caught.
+    Internal,
+}
+
+/// What cannot be read safely about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The query string.
+    Query(QueryError),
+    /// A parameter of the protocol stands twice.
+    RepeatedParameter,
+    /// Query and header carry different signatures, or the header stands twice.
+    TwoSignatures,
+    /// The Host header is missing, doubled, or not a host.
+    Host,
+    /// The request target is neither a path nor a URL of this host.
+    Target,
+}
+
+/// Why a signature does not verify. For the log; callers are not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadSignature {
+    /// It is not of the dialect's form (base64 of 32 bytes, say).
+    Form,
+    /// No active key made it for these parameters.
+    NoKey,
+    /// The parameters cannot be signed unambiguously.
+    Ambiguous,
+}
+
+/// Whose fault a rejection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Whoever called.
+    Client,
+    /// The vendor's backend.
+    Backend,
+    /// spigate itself, or its load.
+    Gateway,
+}
+
+impl Rejection {
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::MalformedRequest(_)
+            | Self::BodyNotAllowed
+            | Self::UnknownAction
+            | Self::FieldMissing { .. }
+            | Self::FieldInvalid { .. } => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnknownApp => StatusCode::NOT_FOUND,
+            Self::UriTooLong { .. } => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::SignatureMissing { .. }
+            | Self::SignatureInvalid(_)
+            | Self::TimestampMissing
+            | Self::TimestampInvalid
+            | Self::TimestampExpired { .. }
+            | Self::TimestampInFuture { .. } => StatusCode::UNAUTHORIZED,
+            Self::OrderConflict => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::BackendUnreachable { .. }
+            | Self::BackendBrokenReply { .. }
+            | Self::BackendContract(_)
+            | Self::BackendError { .. } => StatusCode::BAD_GATEWAY,
+            Self::BackendTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::DeliveryInProgress | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The stable machine code: part of the answer, label of a metric.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::MalformedRequest(_) => "malformed_request",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::UnknownApp => "unknown_app",
+            Self::UriTooLong { .. } => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::BodyNotAllowed => "body_not_allowed",
+            Self::SignatureMissing { .. } => "signature_missing",
+            Self::SignatureInvalid(_) => "signature_invalid",
+            Self::TimestampMissing => "timestamp_missing",
+            Self::TimestampInvalid => "timestamp_invalid",
+            Self::TimestampExpired { .. } => "timestamp_expired",
+            Self::TimestampInFuture { .. } => "timestamp_in_future",
+            Self::UnknownAction => "unknown_action",
+            Self::FieldMissing { .. } => "field_missing",
+            Self::FieldInvalid { .. } => "field_invalid",
+            Self::OrderConflict => "order_conflict",
+            Self::DeliveryInProgress => "delivery_in_progress",
+            Self::BackendUnreachable { .. } => "backend_unreachable",
+            Self::BackendBrokenReply { .. } => "backend_broken_reply",
+            Self::BackendContract(_) => "backend_contract",
+            Self::BackendTimeout => "backend_timeout",
+            Self::BackendError { .. } => "backend_error",
+            Self::Overloaded => "overloaded",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// What the caller is told. Never an expected signature, a key id, a value, a path.
+    pub fn message(&self) -> Cow<'static, str> {
+        match self {
+            Self::MalformedRequest(Malformed::Query(error)) => error.to_string().into(),
+            Self::MalformedRequest(Malformed::RepeatedParameter) => "a parameter of the protocol stands twice".into(),
+            Self::MalformedRequest(Malformed::TwoSignatures) => "the request carries two different signatures".into(),
+            Self::MalformedRequest(Malformed::Host) => "the Host header is missing, doubled or malformed".into(),
+            Self::MalformedRequest(Malformed::Target) => {
+                "the request target is neither a path nor a URL of this host".into()
+            }
+            Self::MethodNotAllowed => "only GET is allowed".into(),
+            Self::UnknownApp => "nothing is served at this address".into(),
+            Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
+            Self::HeadersTooLarge => "the request has too many headers".into(),
+            Self::BodyNotAllowed => "a GET must not have a body".into(),
+            Self::SignatureMissing { .. } => "the request carries no signature".into(),
+            Self::SignatureInvalid(_) => "the signature does not verify".into(),
+            Self::TimestampMissing => "the request carries no time".into(),
+            Self::TimestampInvalid => "the time of the request is malformed".into(),
+            Self::TimestampExpired { age } => format!("the request is {age} s old: too old").into(),
+            Self::TimestampInFuture { ahead } => format!("the request's time lies {ahead} s in the future").into(),
+            Self::UnknownAction => "the action is unknown".into(),
+            Self::FieldMissing { field } => format!("{field} is missing").into(),
+            Self::FieldInvalid { field, why } => format!("{field} {why}").into(),
+            Self::OrderConflict => "this order was received before with different content".into(),
+            Self::DeliveryInProgress => "the first delivery of this order still runs; come again".into(),
+            Self::BackendUnreachable { .. } => "the backend cannot be reached".into(),
+            Self::BackendBrokenReply { .. } => "the backend's reply broke off".into(),
+            Self::BackendContract(_) => "the backend's reply breaks the contract".into(),
+            Self::BackendTimeout => "the backend did not reply in time".into(),
+            Self::BackendError { .. } => "the backend failed".into(),
+            Self::Overloaded => "the gateway is overloaded; come again".into(),
+            Self::ShuttingDown => "the gateway is shutting down; come again".into(),
+            Self::Internal => "an internal error; it was logged".into(),
+        }
+    }
+
+    /// What only the log is told: the cause, and what to do about it.
+    pub fn cause(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::SignatureMissing { header: Some(header) } => Some(
+                format!(
+                    "neither the query nor the header {header} has one; if the platform sent the header, an nginx or \
+                     ingress in front drops it: set underscores_in_headers on"
+                )
+                .into(),
+            ),
+            Self::SignatureMissing { header: None } => Some("the query has none".into()),
+            Self::SignatureInvalid(BadSignature::Form) => {
+                Some("it is not a signature of this dialect's form (length, alphabet, padding)".into())
+            }
+            Self::SignatureInvalid(BadSignature::NoKey) => Some(
+                "no active key of the app verifies it; `spigate explain` tells which known mistake would explain it"
+                    .into(),
+            ),
+            Self::SignatureInvalid(BadSignature::Ambiguous) => {
+                Some("a value contains a delimiter that this dialect signs unencoded".into())
+            }
+            Self::BackendUnreachable { cause } | Self::BackendBrokenReply { cause } => Some((&**cause).into()),
+            Self::BackendContract(violation) => Some(violation.detail.as_str().into()),
+            Self::BackendError { status } => Some(format!("the backend answered {status}").into()),
+            _ => None,
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::DeliveryInProgress
+            | Self::BackendUnreachable { .. }
+            | Self::BackendBrokenReply { .. }
+            | Self::BackendContract(_)
+            | Self::BackendTimeout
+            | Self::BackendError { .. } => Fault::Backend,
+            Self::Overloaded | Self::ShuttingDown | Self::Internal => Fault::Gateway,
+            _ => Fault::Client,
+        }
+    }
+
+    /// Seconds after which the caller should come again; `None` where coming again is no use or
+    /// the platform's own schedule will do.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::DeliveryInProgress => Some(5),
+            Self::Overloaded | Self::ShuttingDown => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection must not carry another request: its framing is in doubt.
+    pub fn closes_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::MalformedRequest(Malformed::Host | Malformed::Target)
+                | Self::MethodNotAllowed
+                | Self::BodyNotAllowed
+                | Self::HeadersTooLarge
+                | Self::ShuttingDown
+        )
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code(), self.message())
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+impl From<QueryError> for Rejection {
+    fn from(error: QueryError) -> Self {
+        Self::MalformedRequest(Malformed::Query(error))
+    }
+}
+
+impl From<ContractError> for Rejection {
+    fn from(error: ContractError) -> Self {
+        match error {
+            ContractError::UnknownAction => Self::UnknownAction,
+            ContractError::Missing { field } => Self::FieldMissing { field },
+            ContractError::Invalid { field, why } => Self::FieldInvalid { field, why },
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The byte stream below hyper: refuses what hyper's parser would forgive, and keeps time.
+//!
+//! hyper's parser accepts a line that ends in a bare LF, and drops a fragment from the target
+//! without a word. A proxy in front may read both otherwise, which is how requests are
+//! smuggled. This wrapper turns such a byte into NUL, which the parser refuses with 400 and a
+//! closed connection. It can look at every byte as part of a head because SPI requests have no
+//! bodies: whoever sends one is answered 400 and cut off.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::pace::Pace;
+
+/// A stream with a strict reading of request heads.
+pub struct Wire<S> {
+    stream: S,
+    lines: Lines,
+    pace: Arc<Pace>,
+}
+
+impl<S> Wire<S> {
+    /// Wraps a stream.
+    pub fn new(stream: S, pace: Arc<Pace>) -> Self {
+        Self { stream, lines: Lines::default(), pace }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Ok(())) = outcome {
+            let fresh = &mut buffer.filled_mut()[before..];
+            if !fresh.is_empty() {
+                self.lines.scrub(fresh);
+                self.pace.received();
+            }
+        }
+        outcome
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_flush(context);
+        if outcome.is_ready() {
+            self.pace.flushed();
+        }
+        outcome
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Follows the lines of request heads through a stream of reads.
+struct Lines {
+    in_request_line: bool,
+    /// Bytes of the current line that came with earlier reads.
+    length: usize,
+    /// The last byte of the last read.
+    last: u8,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { in_request_line: true, length: 0, last: 0 }
+    }
+}
+
+impl Lines {
+    /// Spoils what must not be forgiven.
+    fn scrub(&mut self, mut bytes: &mut [u8]) {
+        while !bytes.is_empty() {
+            let end = memchr::memchr(b'\n', bytes);
+            let (line, rest) = bytes.split_at_mut(end.map_or(bytes.len(), |end| end + 1));
+            if self.in_request_line
+                && let Some(fragment) = memchr::memchr(b'#', line)
+            {
+                line[fragment] = 0;
+            }
+            if end.is_some() {
+                let before = if line.len() > 1 { line[line.len() - 2] } else { self.last };
+                let length = self.length + line.len();
+                if before == b'\r' && length > 1 {
+                    // An empty line ends a head; before a request line it means nothing.
+                    self.in_request_line = length == 2;
+                } else {
+                    line[line.len() - 1] = 0;
+                }
+                self.length = 0;
+            } else {
+                self.length += line.len();
+            }
+            self.last = line.last().copied().unwrap_or(self.last);
+            bytes = rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scrubs in pieces of every size; the result must not depend on them.
+    fn scrubbed(input: &str) -> String {
+        let mut results = (1..=input.len()).map(|size| {
+            let mut bytes = input.as_bytes().to_vec();
+            let mut lines = Lines::default();
+            bytes.chunks_mut(size).for_each(|chunk| lines.scrub(chunk));
+            String::from_utf8(bytes).unwrap()
+        });
+        let first = results.next().unwrap();
+        assert!(results.all(|result| result == first), "{input:?}");
+        first
+    }
+
+    #[test]
+    fn good_heads_pass() {
+        let heads = "\r\nGET /a?b=1 HTTP/1.1\r\nHost: a#b\r\n\r\nGET /c HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n";
+        assert_eq!(scrubbed(heads), heads);
+    }
+
+    #[test]
+    fn bare_line_feeds_and_fragments_are_spoiled() {
+        assert_eq!(scrubbed("GET / HTTP/1.1\nHost: a\r\n\r\n"), "GET / HTTP/1.1\0Host: a\r\n\r\n");
+        assert_eq!(scrubbed("GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n"), "GET / HTTP/1.1\r\nHost: a\0X: b\r\n\r\n");
+        assert_eq!(scrubbed("GET / HTTP/1.1\r\nHost: a\r\n\n"), "GET / HTTP/1.1\r\nHost: a\r\n\0");
+        assert_eq!(scrubbed("\nGET / HTTP/1.1\r\n"), "\0GET / HTTP/1.1\r\n");
+        assert_eq!(scrubbed("GET /a#b HTTP/1.1\r\n\r\n"), "GET /a\0b HTTP/1.1\r\n\r\n");
+        assert_eq!(
+            scrubbed("GET / HTTP/1.1\r\n\r\nGET /#x HTTP/1.1\r\n"),
+            "GET / HTTP/1.1\r\n\r\nGET /\0x HTTP/1.1\r\n"
+        );
+    }
+}

@@ -1,0 +1,47 @@
+//! Last stop: the answer in the one form that the platform accepts.
+//!
+//! `Content-Type` is exactly `application/json`: the platform compares the whole header.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use serde::Serialize;
+
+use crate::rejection::Rejection;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The backend's words, as they came.
+pub fn reply(body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// A rejection.
+pub fn rejection(rejection: &Rejection, request_id: &str) -> Response<Bytes> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        success: bool,
+        message: &'a str,
+        code: &'static str,
+        request_id: &'a str,
+    }
+    let body = Body { success: false, message: &rejection.message(), code: rejection.code(), request_id };
+    // Texts and a boolean always serialize; were it otherwise, an empty body is still no success.
+    let body = serde_json::to_vec(&body).unwrap_or_default();
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = rejection.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    if let Some(seconds) = rejection.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if rejection.status() == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET"));
+    }
+    if rejection.closes_connection() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

@@ -1,0 +1,169 @@
+//! Seventh stop: is this order running already? The named seam of the delivery journal.
+//!
+//! The first copy of an order gets a ticket and is delivered in a task of its own: whoever
+//! hangs up or runs into a deadline, the call to the backend goes on and its result reaches
+//! those who wait. Later copies join it and never start another attempt.
+
+use std::future::Future;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::delivery::{Delivery, Outcome};
+use crate::journal::key::{DeliveryKey, Fingerprint};
+use crate::journal::memory::{Claim, Claims, Outlet};
+use crate::rejection::Rejection;
+
+/// Running deliveries and the tasks that run them.
+#[derive(Clone, Default)]
+pub struct Deliveries {
+    claims: Claims,
+    tasks: TaskTracker,
+}
+
+impl Deliveries {
+    /// Runs `attempt` if this is the first copy of its order, else waits for the one that runs,
+    /// until `deadline`.
+    ///
+    /// # Errors
+    /// `order_conflict` for a running delivery with other content.
+    pub async fn once<F>(
+        &self,
+        key: DeliveryKey,
+        fingerprint: Fingerprint,
+        deadline: Instant,
+        attempt: impl FnOnce() -> F,
+    ) -> Result<Delivery, Rejection>
+    where
+        F: Future<Output = Delivery> + Send + 'static,
+    {
+        match self.claims.claim(key, fingerprint) {
+            Claim::Conflict => Err(Rejection::OrderConflict),
+            Claim::First(ticket, outlet) => {
+                let attempt = attempt();
+                self.tasks.spawn(async move { ticket.finish(attempt.await) });
+                Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery::unconfirmed(Rejection::BackendTimeout)))
+            }
+            Claim::Joined(outlet) => {
+                let joined = wait(outlet, deadline).await;
+                let delivery = joined.unwrap_or_else(|| Delivery::unconfirmed(Rejection::DeliveryInProgress));
+                Ok(Delivery { outcome: Outcome::Joined, ..delivery })
+            }
+        }
+    }
+
+    /// Waits until no delivery runs any more. Call it when no request can begin one.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// How many deliveries run.
+    pub fn running(&self) -> usize {
+        self.claims.running()
+    }
+}
+
+async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
+    let result = timeout_at(deadline, outlet.wait_for(Option::is_some)).await;
+    // The ticket sends a result even when it is dropped by a panic, so there always is one.
+    result.ok()?.ok()?.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::dialect::builtin;
+    use crate::dialect::mac::TagEncoding;
+    use crate::dialect::request::Strictness;
+    use crate::query::Params;
+
+    fn order(spec: &str) -> (DeliveryKey, Fingerprint) {
+        let dialect = &builtin::load().unwrap()[1];
+        let action = dialect.actions.iter().find(|action| action.dedupe == dialect.order).unwrap();
+        let mut pairs = vec![(dialect.action_parameter.clone(), action.name.clone())];
+        for field in &dialect.fields {
+            let value = if field.name == "spec" { spec } else { field.sample.as_deref().unwrap() };
+            pairs.push((field.name.clone(), value.to_owned()));
+        }
+        let params = Params::from_pairs(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let request = dialect.check_request(params, None, Strictness::Strict).unwrap();
+        let tag = TagEncoding::Hex.decode("00").unwrap();
+        (DeliveryKey::of("crm", dialect, &request, &tag), Fingerprint::of(dialect, &request))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test]
+    async fn copies_join_the_first_and_share_its_result() {
+        let deliveries = Deliveries::default();
+        let (gate, calls) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+        let (key, print) = order("a");
+        let copy = || {
+            let (deliveries, gate, calls) = (deliveries.clone(), Arc::clone(&gate), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let attempt = || async move {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    gate.notified().await;
+                    Delivery::answered(Outcome::Delivered, Bytes::from_static(b"{}"), None)
+                };
+                deliveries.once(key, print, soon(), attempt).await.unwrap()
+            })
+        };
+        let copies: Vec<_> = (0..50).map(|_| copy()).collect();
+        while calls.load(Ordering::SeqCst) == 0 || deliveries.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let (_, other) = order("b");
+        let conflict = deliveries.once(key, other, soon(), || async { unreachable!("must not run") }).await;
+        assert!(matches!(conflict, Err(Rejection::OrderConflict)));
+        gate.notify_one();
+        let mut outcomes = Vec::new();
+        for copy in copies {
+            let delivery = copy.await.unwrap();
+            assert_eq!(delivery.answer.unwrap(), "{}");
+            outcomes.push(delivery.outcome);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        assert_eq!(outcomes.iter().filter(|&&outcome| outcome == Outcome::Delivered).count(), 1);
+        assert_eq!(deliveries.running(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_answer_the_caller_and_leave_the_delivery_running() {
+        let deliveries = Deliveries::default();
+        let (key, print) = order("a");
+        let attempt = || async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            Delivery::answered(Outcome::Delivered, Bytes::from_static(b"late"), None)
+        };
+        let first = deliveries.once(key, print, Instant::now() + Duration::from_secs(13), attempt).await.unwrap();
+        assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+        let unused = || async { unreachable!("must not run") };
+        let second = deliveries.once(key, print, Instant::now() + Duration::from_secs(1), unused).await.unwrap();
+        assert!(matches!(second.answer, Err(Rejection::DeliveryInProgress)));
+        let third = deliveries.once(key, print, Instant::now() + Duration::from_secs(60), unused).await.unwrap();
+        assert_eq!(third.answer.unwrap(), "late");
+        deliveries.drained().await;
+        assert_eq!(deliveries.running(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_delivery_for_everybody() {
+        let deliveries = Deliveries::default();
+        let (key, print) = order("a");
+        let attempt = || async { panic!("a bug") };
+        let delivery = deliveries.once(key, print, soon(), attempt).await.unwrap();
+        assert!(matches!(delivery.answer, Err(Rejection::Internal)));
+        assert_eq!(deliveries.running(), 0);
+    }
+}

@@ -1,0 +1,63 @@
+//! Sixth stop: is it an action that this marketplace has, with the fields that it needs?
+
+use http::HeaderMap;
+
+use crate::app::App;
+use crate::config::PathPart;
+use crate::dialect::mac::Tag;
+use crate::dialect::request::SpiRequest;
+use crate::metrics::Metrics;
+use crate::rejection::Rejection;
+use crate::stage::freshness::Fresh;
+use crate::stage::receive::Received;
+
+/// A request that may be delivered, and what a delivery needs besides its parameters.
+pub struct Checked {
+    /// The decoded request.
+    pub request: SpiRequest,
+    /// Its signature.
+    pub signature: Tag,
+    /// Position of the app's key that verified it.
+    pub key: usize,
+    /// The query as received, for `send = "raw"`.
+    pub query: String,
+    /// The incoming headers that are passed on.
+    pub passed_on: HeaderMap,
+}
+
+/// Checks the request contract.
+///
+/// # Errors
+/// `unknown_action`, `field_missing`, `field_invalid`.
+pub fn check(
+    app: &App,
+    fresh: Fresh,
+    received: &Received<'_>,
+    passed_on: HeaderMap,
+    metrics: &Metrics,
+) -> Result<Checked, Rejection> {
+    let dialect = &*app.config.dialect;
+    let (verified, time) = fresh.into_parts();
+    let (params, signature, key) = verified.into_parts();
+    let request = dialect.check_request(params, time, app.config.strictness)?;
+    refuse_dot_segments(app, &request)?;
+    for field in request.lacking(dialect) {
+        app.metrics.lacked(metrics, request.action_index(), field);
+    }
+    Ok(Checked { request, signature, key, query: received.query().to_owned(), passed_on })
+}
+
+/// A field that becomes a path segment must not be `.` or `..`: percent-encoding leaves them as
+/// they are, and the backend would take them as directions.
+fn refuse_dot_segments(app: &App, request: &SpiRequest) -> Result<(), Rejection> {
+    let dialect = &*app.config.dialect;
+    for part in &app.config.backend.routes[request.action_index()].path {
+        if let PathPart::Field(field) = *part
+            && matches!(request.text(dialect, field), Some("." | ".."))
+        {
+            let field = dialect.fields[field].name.clone();
+            return Err(Rejection::FieldInvalid { field, why: "cannot stand in a path" });
+        }
+    }
+    Ok(())
+}

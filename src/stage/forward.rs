@@ -1,0 +1,38 @@
+//! Ninth stop: the call to the backend, and what its failures mean for the order.
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use tokio::time::Instant;
+
+use crate::backend::{Backend, CallError, RawReply};
+use crate::delivery::Delivery;
+use crate::rejection::Rejection;
+
+/// Calls the backend until `deadline`.
+///
+/// # Errors
+/// The delivery that ended here: *failed* where nothing was sent, else *unconfirmed*.
+pub async fn forward(
+    backend: &Backend,
+    request: Request<Full<Bytes>>,
+    deadline: Instant,
+) -> Result<RawReply, Delivery> {
+    backend.call(request, deadline).await.map_err(delivery_of)
+}
+
+/// Whether the backend accepts a connection.
+///
+/// # Errors
+/// The delivery that ended here.
+pub async fn probe(backend: &Backend) -> Result<(), Delivery> {
+    backend.probe().await.map_err(delivery_of)
+}
+
+fn delivery_of(error: CallError) -> Delivery {
+    match error {
+        CallError::Unreachable(cause) => Delivery::failed(Rejection::BackendUnreachable { cause: cause.into() }),
+        CallError::Broken(cause) => Delivery::unconfirmed(Rejection::BackendBrokenReply { cause: cause.into() }),
+        CallError::TimedOut => Delivery::unconfirmed(Rejection::BackendTimeout),
+    }
+}

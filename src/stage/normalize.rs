@@ -1,0 +1,349 @@
+//! Eighth stop: the request as the backend wants it. Built anew, never edited: what a client
+//! sent reaches the backend only where this file puts it.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http_body_util::Full;
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::app::App;
+use crate::config::{PathPart, Route, Send};
+use crate::dialect::Dialect;
+use crate::dialect::request::{SpiRequest, Value};
+use crate::dialect::time::{TimeFormat, iso8601};
+use crate::json;
+use crate::stage::contract::Checked;
+
+/// What one attempt adds to a request.
+pub struct Attempt<'a> {
+    /// Its number, from 1.
+    pub number: u32,
+    /// The request's id.
+    pub request_id: &'a HeaderValue,
+    /// The delivery's key, the same for every attempt.
+    pub idempotency_key: String,
+}
+
+/// Everything but the unreserved characters of RFC 3986.
+const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// What a header value cannot carry through every language's decoder: controls, non-ASCII
+/// (always encoded), the space, `%` itself, `+` (which some decoders take for a space), list
+/// and parameter separators, quotes.
+const HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'+').add(b',').add(b';').add(b'"').add(b'\\');
+
+const X_SPI_APP: HeaderName = HeaderName::from_static("x-spi-app");
+const X_SPI_DIALECT: HeaderName = HeaderName::from_static("x-spi-dialect");
+const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
+const X_SPI_DEBUG: HeaderName = HeaderName::from_static("x-spi-debug");
+const X_SPI_KEY_ID: HeaderName = HeaderName::from_static("x-spi-key-id");
+const X_SPI_ATTEMPT: HeaderName = HeaderName::from_static("x-spi-attempt");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// What of a backend's request is the same each time: made once per app.
+pub struct Template {
+    app: HeaderValue,
+    dialect: HeaderValue,
+    actions: Vec<HeaderValue>,
+    keys: Vec<HeaderValue>,
+    fields: Vec<HeaderName>,
+    /// For each action: its target, where neither fields nor parameters are part of it.
+    targets: Vec<Option<Uri>>,
+}
+
+impl Template {
+    /// Prepares an app's template.
+    pub fn new(config: &crate::config::AppConfig) -> Self {
+        let fixed_target = config.backend.send == Send::Json;
+        Self {
+            app: header_value(&config.name),
+            dialect: header_value(&config.dialect.name),
+            actions: config.dialect.actions.iter().map(|action| header_value(&action.name)).collect(),
+            keys: config.keys.iter().map(|key| header_value(&key.id)).collect(),
+            fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
+            targets: config
+                .backend
+                .routes
+                .iter()
+                .map(|route| target_without_values(config, route, fixed_target))
+                .collect(),
+        }
+    }
+}
+
+fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed: bool) -> Option<Uri> {
+    match (&route.path[..], &config.backend.endpoint.query) {
+        ([PathPart::Literal(path)], None) if fixed => path.parse().ok(),
+        ([PathPart::Literal(path)], Some(query)) if fixed => format!("{path}?{query}").parse().ok(),
+        _ => None,
+    }
+}
+
+/// Builds the backend's request.
+///
+/// # Errors
+/// Nothing that a validated configuration and a checked request can cause: the parts are
+/// encoded before they are put together.
+pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
+    let dialect = &*app.config.dialect;
+    let request = &checked.request;
+    let action = request.action_index();
+    let backend = &app.config.backend;
+    let route = &backend.routes[action];
+    let uri = match &app.template.targets[action] {
+        Some(uri) => uri.clone(),
+        None => target(app, checked, route)?,
+    };
+    let body = match backend.send {
+        Send::Json => Bytes::from(json_body(dialect, request)),
+        Send::Headers | Send::Query | Send::Raw => Bytes::new(),
+    };
+    let mut outgoing = Request::new(Full::new(body));
+    *outgoing.method_mut() = route.method.clone();
+    *outgoing.uri_mut() = uri;
+
+    let headers = outgoing.headers_mut();
+    headers.reserve(16);
+    headers.insert(HOST, backend.endpoint.authority.clone());
+    for (name, value) in &checked.passed_on {
+        headers.append(name, value.clone());
+    }
+    match backend.send {
+        Send::Json => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        Send::Headers => put_params(headers, app, request),
+        Send::Query | Send::Raw => {}
+    }
+    // Ours last, and set rather than added: whatever came before, these win.
+    headers.insert(X_SPI_APP, app.template.app.clone());
+    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
+    headers.insert(X_SPI_ACTION, app.template.actions[action].clone());
+    headers.insert(X_SPI_DEBUG, HeaderValue::from_static(boolean(request.is_debug(dialect))));
+    headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key].clone());
+    headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
+    headers.insert(X_REQUEST_ID, attempt.request_id.clone());
+    headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
+    Ok(outgoing)
+}
+
+/// The incoming headers that a backend may see: a short list, so that nothing can pose as ours.
+///
+/// Hop-by-hop names that `Connection` lists are left out. Forwarding headers come through only
+/// from a trusted proxy. `raw` backends verify themselves and need the signature's header.
+pub fn passed_on(incoming: &HeaderMap, app: &App, trusted: bool) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    let mut keep = |name: &HeaderName| {
+        if let Some(value) = incoming.get(name)
+            && !names_hop_by_hop(incoming, name)
+        {
+            kept.insert(name, value.clone());
+        }
+    };
+    keep(&USER_AGENT);
+    if incoming.get(TRACEPARENT).is_some_and(is_traceparent) {
+        keep(&TRACEPARENT);
+        keep(&TRACESTATE);
+    }
+    if trusted {
+        keep(&X_FORWARDED_FOR);
+    }
+    if app.config.backend.send == Send::Raw
+        && let Some(name) = &app.config.dialect.signature.header
+    {
+        keep(name);
+    }
+    kept
+}
+
+fn names_hop_by_hop(incoming: &HeaderMap, name: &HeaderName) -> bool {
+    incoming.get_all(CONNECTION).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|item| item.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+    })
+}
+
+/// W3C Trace Context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
+fn is_traceparent(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    let lower_hex = |range: std::ops::Range<usize>| {
+        bytes[range].iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
+    };
+    let not_zero = |range: std::ops::Range<usize>| bytes[range].iter().any(|&byte| byte != b'0');
+    bytes.len() == 55
+        && bytes[..3] == *b"00-"
+        && bytes[35] == b'-'
+        && bytes[52] == b'-'
+        && lower_hex(3..35)
+        && lower_hex(36..52)
+        && lower_hex(53..55)
+        && not_zero(3..35)
+        && not_zero(36..52)
+}
+
+fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
+    let dialect = &*app.config.dialect;
+    let request = &checked.request;
+    let mut target = String::with_capacity(checked.query.len() + 64);
+    for part in &route.path {
+        match part {
+            PathPart::Literal(text) => target.push_str(text),
+            PathPart::Action => target.extend(utf8_percent_encode(&request.action(dialect).name, COMPONENT)),
+            PathPart::Field(field) => {
+                target.extend(utf8_percent_encode(request.text(dialect, *field).unwrap_or(""), COMPONENT));
+            }
+        }
+    }
+    let mut query = Query { target: &mut target, separator: '?' };
+    match app.config.backend.send {
+        Send::Raw => query.raw(&checked.query),
+        send => {
+            if let Some(own) = &app.config.backend.endpoint.query {
+                query.raw(own);
+            }
+            if send == Send::Query {
+                for (name, value) in request.documented(dialect) {
+                    query.pair(name, as_text(&value));
+                }
+            }
+            if send != Send::Json {
+                for param in request.undocumented(dialect) {
+                    query.pair(param.name, param.value);
+                }
+            }
+        }
+    }
+    Ok(target.parse::<Uri>()?)
+}
+
+struct Query<'t> {
+    target: &'t mut String,
+    separator: char,
+}
+
+impl Query<'_> {
+    fn raw(&mut self, text: &str) {
+        self.target.push(self.separator);
+        self.target.push_str(text);
+        self.separator = '&';
+    }
+
+    fn pair(&mut self, name: &str, value: &str) {
+        self.target.push(self.separator);
+        self.target.extend(utf8_percent_encode(name, COMPONENT));
+        self.target.push('=');
+        self.target.extend(utf8_percent_encode(value, COMPONENT));
+        self.separator = '&';
+    }
+}
+
+fn put_params(headers: &mut HeaderMap, app: &App, request: &SpiRequest) {
+    let dialect = &*app.config.dialect;
+    for (name, value) in request.documented(dialect) {
+        let header = match dialect.field_index(name) {
+            Some(field) => app.template.fields[field].clone(),
+            None => param_header(name),
+        };
+        let text = match value {
+            // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
+            Value::Object(document) => json::compact_ascii(document),
+            value => utf8_percent_encode(as_text(&value), HEADER).to_string(),
+        };
+        // Both are visible ASCII by now.
+        if let Ok(text) = HeaderValue::from_str(&text) {
+            headers.insert(header, text);
+        }
+    }
+}
+
+/// `user_id` becomes `x-spi-param-user-id`.
+fn param_header(name: &str) -> HeaderName {
+    let plain = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
+    let name: String = "x-spi-param-".chars().chain(name.chars().map(plain)).collect();
+    // Letters, digits and hyphens only: always a header name.
+    HeaderName::from_bytes(name.as_bytes()).unwrap_or(HeaderName::from_static("x-spi-param"))
+}
+
+fn as_text<'v>(value: &Value<'v>) -> &'v str {
+    match *value {
+        Value::Text(text) | Value::Object(text) | Value::Period { text, .. } | Value::Time { text, .. } => text,
+        Value::Boolean(value) => boolean(value),
+    }
+}
+
+fn boolean(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
+}
+
+/// The decoded parameters as a flat JSON object: documented ones first, in the dialect's order.
+fn json_body(dialect: &Dialect, request: &SpiRequest) -> Vec<u8> {
+    let mut object = JsonObject { out: Vec::with_capacity(512), separator: b'{' };
+    for (name, value) in request.documented(dialect) {
+        object.key(name);
+        match value {
+            Value::Text(text) => object.text(text),
+            Value::Object(document) => object.out.extend_from_slice(document.as_bytes()),
+            Value::Boolean(value) => object.out.extend_from_slice(boolean(value).as_bytes()),
+            Value::Period { value, unit, .. } => {
+                let period = format!("{{\"value\":{value},\"unit\":\"{}\"}}", unit.as_str());
+                object.out.extend_from_slice(period.as_bytes());
+            }
+            Value::Time { time, text } => match dialect.time.as_ref().map(|rule| rule.format) {
+                Some(TimeFormat::Iso8601) => object.text(text),
+                _ => object.text(&iso8601(time)),
+            },
+        }
+    }
+    let mut undocumented: Vec<_> = request.undocumented(dialect).collect();
+    // A stable sort: equal names stay in received order.
+    undocumented.sort_by_key(|param| param.name);
+    for values in undocumented.chunk_by(|a, b| a.name == b.name) {
+        object.key(values[0].name);
+        if let [only] = values {
+            object.text(only.value);
+        } else {
+            let mut separator = b'[';
+            for param in values {
+                object.out.push(separator);
+                object.text(param.value);
+                separator = b',';
+            }
+            object.out.push(b']');
+        }
+    }
+    object.out.push(b'}');
+    object.out
+}
+
+struct JsonObject {
+    out: Vec<u8>,
+    separator: u8,
+}
+
+impl JsonObject {
+    fn key(&mut self, name: &str) {
+        self.out.push(self.separator);
+        self.text(name);
+        self.out.push(b':');
+        self.separator = b',';
+    }
+
+    fn text(&mut self, text: &str) {
+        // Writing a string to a Vec cannot fail.
+        let _ = serde_json::to_writer(&mut self.out, text);
+    }
+}
+
+/// A configured name as a header value. Names are checked to be visible ASCII; a dialect's own
+/// names may be anything, and are encoded.
+fn header_value(text: &str) -> HeaderValue {
+    let encoded = utf8_percent_encode(text, HEADER).to_string();
+    HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+}

@@ -1,0 +1,51 @@
+//! Logging: one writer to standard output for events and access lines, and a panic hook that
+//! says where, never what: a panic's message may hold a secret.
+
+use std::io;
+use std::panic;
+
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt;
+
+use crate::config::LogConfig;
+use crate::config::raw::{LogFormat, LogLevel};
+
+/// Lines that wait for a slow standard output; further ones are dropped rather than kept in
+/// memory or waited for.
+const BUFFERED_LINES: usize = 8_192;
+
+/// Keeps the writer alive; flushes when it is dropped.
+pub struct Telemetry {
+    /// Where access lines go.
+    pub out: NonBlocking,
+    _guard: WorkerGuard,
+}
+
+/// Sets logging up for the process.
+pub fn init(config: &LogConfig) -> Telemetry {
+    let (out, guard) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).finish(io::stdout());
+    let level = match config.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let builder = fmt().with_max_level(level).with_writer(out.clone());
+    // A second call in one process (tests) keeps the first subscriber.
+    let _ = match config.format {
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_target(false).finish())
+        }
+        LogFormat::Text => {
+            tracing::subscriber::set_global_default(builder.with_ansi(false).with_target(false).finish())
+        }
+    };
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+        tracing::error!(place, "panic: a bug; please report it with this place");
+    }));
+    Telemetry { out, _guard: guard }
+}
