@@ -23,10 +23,18 @@ pub struct Params {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
-    /// Where the name begins; the received order of two entries is the order of their starts.
+    /// Where the name begins.
     start: u32,
     name_end: u32,
     value_end: u32,
+}
+
+impl Entry {
+    /// The received order. Starts alone do not tell it: an empty name with an empty value begins
+    /// where the next entry does.
+    fn order(&self) -> (u32, u32) {
+        (self.start, self.value_end)
+    }
 }
 
 /// A decoded parameter.
@@ -113,7 +121,7 @@ impl Params {
         // short text, and cheaper than trusting.
         let text = String::from_utf8(text).map_err(|_| QueryError::NotUtf8)?;
         entries.sort_unstable_by(|a, b| {
-            name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()).then(a.start.cmp(&b.start))
+            name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()).then(a.order().cmp(&b.order()))
         });
         Ok(Self { text, entries })
     }
@@ -151,7 +159,7 @@ impl Params {
     /// All parameters as received.
     pub fn received(&self) -> impl Iterator<Item = Param<'_>> {
         let mut order: Vec<&Entry> = self.entries.iter().collect();
-        order.sort_unstable_by_key(|entry| entry.start);
+        order.sort_unstable_by_key(|entry| entry.order());
         order.into_iter().map(|entry| self.param(entry))
     }
 
@@ -251,6 +259,18 @@ mod tests {
         let params = Params::parse(b"x=2&a-b=2&x=1&a=1&%61=0", 64).expect("parses");
         let sorted: Vec<_> = params.sorted().map(|p| (p.name, p.value)).collect();
         assert_eq!(sorted, [("a", "1"), ("a", "0"), ("a-b", "2"), ("x", "2"), ("x", "1")]);
+    }
+
+    /// An empty parameter takes no room in the text, so it begins where the next one does.
+    #[test]
+    fn empty_parameters_keep_their_order_in_long_queries() {
+        let sent: Vec<_> = (0..64).map(|at| ["=", "=x", "=", "y=", "=", "="][at % 6]).collect();
+        let expected: Vec<_> = sent.iter().map(|pair| pair.split_once('=').unwrap()).collect();
+        let params = Params::parse(sent.join("&").as_bytes(), 64).expect("parses");
+        assert_eq!(params.received().map(|p| (p.name, p.value)).collect::<Vec<_>>(), expected);
+        let mut by_name = expected;
+        by_name.sort_by_key(|&(name, _)| name);
+        assert_eq!(params.sorted().map(|p| (p.name, p.value)).collect::<Vec<_>>(), by_name);
     }
 
     #[test]

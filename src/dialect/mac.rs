@@ -134,18 +134,26 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError`].
     pub fn new(algorithm: MacAlgorithm, transform: KeyTransform, secret: &str) -> Result<Self, KeyError> {
-        if secret.is_empty() {
-            return Err(KeyError::Empty);
-        }
         let bytes = match transform {
             KeyTransform::Text => Zeroizing::new(secret.as_bytes().to_vec()),
             KeyTransform::Base64 => Zeroizing::new(STANDARD.decode(secret).map_err(|_| KeyError::NotBase64)?),
         };
-        // HMAC takes keys of every length, so only an empty base64 text could bring us here.
+        Self::from_bytes(algorithm, &bytes)
+    }
+
+    /// Prepares a key from its bytes.
+    ///
+    /// # Errors
+    /// [`KeyError::Empty`].
+    pub fn from_bytes(algorithm: MacAlgorithm, bytes: &[u8]) -> Result<Self, KeyError> {
+        if bytes.is_empty() {
+            return Err(KeyError::Empty);
+        }
+        // HMAC takes keys of every length, so the errors mapped here cannot happen.
         Ok(Self(match algorithm {
-            MacAlgorithm::HmacSha256 => Prepared::Sha256(Hmac::new_from_slice(&bytes).map_err(|_| KeyError::Empty)?),
+            MacAlgorithm::HmacSha256 => Prepared::Sha256(Hmac::new_from_slice(bytes).map_err(|_| KeyError::Empty)?),
             MacAlgorithm::HmacSha512 => {
-                Prepared::Sha512(Box::new(Hmac::new_from_slice(&bytes).map_err(|_| KeyError::Empty)?))
+                Prepared::Sha512(Box::new(Hmac::new_from_slice(bytes).map_err(|_| KeyError::Empty)?))
             }
         }))
     }
@@ -271,7 +279,10 @@ mod tests {
     #[test]
     fn keys_are_checked_and_never_shown() {
         let new = |transform, key: &str| SigningKey::new(MacAlgorithm::HmacSha256, transform, key);
-        assert_eq!(new(KeyTransform::Text, "").unwrap_err(), KeyError::Empty);
+        for transform in [KeyTransform::Text, KeyTransform::Base64] {
+            assert_eq!(new(transform, "").unwrap_err(), KeyError::Empty);
+        }
+        assert_eq!(SigningKey::from_bytes(MacAlgorithm::HmacSha512, &[]).unwrap_err(), KeyError::Empty);
         assert_eq!(new(KeyTransform::Base64, "not base64!").unwrap_err(), KeyError::NotBase64);
         assert_eq!(format!("{:?}", new(KeyTransform::Text, "hunter2").unwrap()), "SigningKey(…)");
     }

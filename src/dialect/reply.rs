@@ -144,6 +144,8 @@ struct Findings<'c> {
     success: Success,
     /// Members seen, by their bits. Duplicate keys are refused before, so a bit means one value.
     seen: u64,
+    /// Those of them that are objects.
+    objects: u64,
     always: Option<Violation>,
     on_success: Option<Violation>,
     instance_id: Option<String>,
@@ -193,6 +195,9 @@ impl<'c> Walker for Findings<'c> {
 impl Findings<'_> {
     fn check(&mut self, member: &Member, seen: Seen<'_>) {
         self.seen |= 1 << member.bit;
+        if seen == Seen::Object {
+            self.objects |= 1 << member.bit;
+        }
         match (member.kind, seen) {
             (_, Seen::Null) if member.nullable => {}
             (MemberKind::String, Seen::String(text)) => {
@@ -224,9 +229,9 @@ impl Findings<'_> {
     /// Finds required members of objects that are there.
     fn find_missing(&mut self, members: &[Member]) {
         for member in members {
-            if self.seen & (1 << member.bit) != 0 {
+            if self.objects & (1 << member.bit) != 0 {
                 self.find_missing(&member.members);
-            } else if member.required {
+            } else if member.required && self.seen & (1 << member.bit) == 0 {
                 self.violated(member, "missing", || format!("`{}` is required and missing", member.key));
             }
         }
@@ -258,5 +263,38 @@ fn describe(seen: Seen<'_>) -> &'static str {
         Seen::String(_) => "a string",
         Seen::Array => "an array",
         Seen::Object => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(key: &str, bit: u8) -> Member {
+        Member {
+            key: key.to_owned(),
+            kind: MemberKind::String,
+            nullable: false,
+            required: true,
+            on_success: false,
+            length: None,
+            is_instance_id: false,
+            rule_stem: key.to_owned(),
+            bit,
+            members: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn null_for_a_nullable_object_lacks_none_of_its_members() {
+        let info =
+            Member { kind: MemberKind::Object, nullable: true, members: vec![string("url", 1)], ..string("info", 0) };
+        let contract = ReplyContract { success_required: false, members: vec![info], sample: String::new() };
+        let rule = |body: &str| contract.judge(body.as_bytes()).err().map(|violation| violation.rule.to_string());
+        assert_eq!(rule(r#"{"info":null}"#), None);
+        assert_eq!(rule(r#"{"info":{"url":"x"}}"#), None);
+        assert_eq!(rule(r#"{"info":{}}"#).as_deref(), Some("url_missing"));
+        assert_eq!(rule(r#"{"info":[]}"#).as_deref(), Some("info_type"));
+        assert_eq!(rule("{}").as_deref(), Some("info_missing"));
     }
 }

@@ -1,0 +1,14 @@
+//! The pure core, from outside: signing vectors, test data that others wrote, and properties
+//! over generated input. No I/O but reading test data.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "clippy.toml allows them in tests, but clippy does not see that helpers here are test code"
+)]
+
+mod corpora;
+mod properties;
+mod support;
+mod vectors;
