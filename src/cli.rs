@@ -2,8 +2,13 @@
 //!
 //! Exit codes: 0 all is well, 1 a check or a call failed, 2 it could not be run.
 
+pub mod call;
 pub mod check_config;
+pub mod demo;
+pub mod explain;
 pub mod serve;
+pub mod sign;
+pub mod signing;
 pub mod terminal;
 
 use std::ffi::OsString;
@@ -28,6 +33,14 @@ struct Cli {
 enum Command {
     /// Run the gateway
     Serve(serve::Serve),
+    /// See it work: a sample backend, the gateway and the platform on loopback
+    Demo(demo::Demo),
+    /// Print a signed URL and a curl line, as the platform would call
+    Sign(sign::Sign),
+    /// Call a notify URL as the platform does, and judge the reply as the platform does
+    Call(call::Call),
+    /// Show what a signed URL says, whether it verifies, and if not, why
+    Explain(explain::Explain),
     /// Report every problem of a configuration, or print its JSON schema
     CheckConfig(check_config::CheckConfig),
 }
@@ -56,6 +69,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::Sign(command) => command.run(),
+        Command::Call(command) => command.run(),
+        Command::Explain(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,21 +106,12 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// Loads the configuration: the file, `SPIGATE_…` variables over it, flags over both.
+    /// Loads the configuration with these changes.
     ///
     /// # Errors
     /// Every problem, one a line.
     pub fn load(&self) -> Result<Config, Failure> {
-        let text = std::fs::read_to_string(&self.config)
-            .map_err(|error| Failure::unusable(format!("{}: cannot be read: {error}", self.config.display())))?;
-        let sources = Sources {
-            file: self.config.display().to_string(),
-            text,
-            environment: spigate_variables(std::env::vars_os()),
-            flags: self.flags(),
-        };
-        let base = self.config.parent().unwrap_or(Path::new("."));
-        config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
+        load_config(&self.config, self.flags())
     }
 
     fn flags(&self) -> Vec<(String, String)> {
@@ -118,6 +126,19 @@ impl ConfigArgs {
         ];
         flags.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?))).collect()
     }
+}
+
+/// Loads a configuration: the file, `SPIGATE_…` variables over it, `flags` over both.
+///
+/// # Errors
+/// A file that cannot be read, or every problem, one a line.
+pub fn load_config(path: &Path, flags: Vec<(String, String)>) -> Result<Config, Failure> {
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
+    let sources = Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags };
+    let base = path.parent().unwrap_or(Path::new("."));
+    config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
 }
 
 /// The environment variables that may set configuration keys.

@@ -26,3 +26,8 @@ pub fn plain(text: &str) -> String {
         out
     })
 }
+
+/// The same for text of several lines of our own.
+pub fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}

@@ -103,8 +103,11 @@ impl Sources {
         if let Some((_, _, name)) = from_outside {
             return name;
         }
-        let offset = DeTable::parse(&self.text).ok().map_or(0, |table| offset_of(&table, &steps));
-        format!("{}:{}", self.file, line_of(&self.text, offset))
+        match DeTable::parse(&self.text).ok().and_then(|table| offset_of(&table, &steps)) {
+            Some(offset) => format!("{}:{}", self.file, line_of(&self.text, offset)),
+            // Nothing of it is written there: a default, or something that is missing.
+            None => self.file.clone(),
+        }
     }
 
     fn parse_file(&self) -> Result<Dict, Problem> {
@@ -244,8 +247,8 @@ fn show_path(path: &[String]) -> String {
     })
 }
 
-fn offset_of(table: &Spanned<DeTable<'_>>, steps: &[Step]) -> usize {
-    let mut offset = 0;
+fn offset_of(table: &Spanned<DeTable<'_>>, steps: &[Step]) -> Option<usize> {
+    let mut offset = None;
     let mut tables = Some(table.get_ref());
     let mut value: Option<&Spanned<DeValue<'_>>> = None;
     for step in steps {
@@ -259,7 +262,7 @@ fn offset_of(table: &Spanned<DeTable<'_>>, steps: &[Step]) -> usize {
                 .map(|value| (value.span().start, value)),
         };
         let Some((start, found)) = next else { break };
-        offset = start;
+        offset = Some(start);
         value = Some(found);
         tables = found.get_ref().as_table();
     }

@@ -1,0 +1,355 @@
+//! `spigate demo`: a sample backend, the gateway and the platform on loopback, and a table of
+//! what each of them saw.
+
+mod backend;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
+use jiff::{SignedDuration, Timestamp};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+use self::backend::{BROKEN, SampleBackend};
+use super::serve::Running;
+use super::signing::{DialectArgs, curl_of};
+use super::{Failure, terminal};
+use crate::clock;
+use crate::config::source::Sources;
+use crate::config::{self, Config};
+use crate::dialect::mac::SigningKey;
+use crate::dialect::{Action, ActionKind, Dialect, Presence};
+use crate::platform::{self, Order, PATIENCE, Placement, Reply, Verdict};
+
+/// Arguments of `spigate demo`.
+#[derive(Args)]
+pub struct Demo {
+    /// End after the table; the exit code is 0 only if every step went as it must
+    #[arg(long)]
+    once: bool,
+    /// The gateway's address
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: String,
+    #[command(flatten)]
+    dialect: DialectArgs,
+}
+
+/// Table width that reads well in most terminals and in print, and what each column has of it:
+/// four columns with a space on both sides and five lines between and around them.
+const WIDTH: u16 = 100;
+const PADDING: u16 = 2;
+const STEP: u16 = 14;
+const SENT: u16 = 22;
+const RECEIVED: u16 = 25;
+const GOT: u16 = 26;
+
+/// A request of the demo, and what has to come of it.
+struct Step {
+    title: String,
+    url: String,
+    /// Status and code that the platform must get.
+    expected: (u16, Option<&'static str>),
+    /// Whether the backend must hear of it.
+    delivered: bool,
+    action: usize,
+}
+
+impl Demo {
+    /// Runs the command until Ctrl-C, or to the end of the table with `--once`.
+    ///
+    /// # Errors
+    /// A step that did not go as it must.
+    pub fn run(&self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::unusable(format!("no runtime: {error}")))?;
+        runtime.block_on(self.play())
+    }
+
+    async fn play(&self) -> Result<(), Failure> {
+        let dialect = Arc::new(self.dialect.load()?);
+        let started = SampleBackend::start(Arc::clone(&dialect)).await;
+        let (backend, backend_address) =
+            started.map_err(|error| Failure::unusable(format!("sample backend: {error}")))?;
+        let secret = random_key()?;
+        let key = dialect.signing_key(&secret).map_err(|error| Failure::unusable(error.to_string()))?;
+        let config = configuration(&dialect, &self.listen, &format!("http://{backend_address}"), &secret)?;
+        let gateway = Running::start(config, None).await?;
+        let base = format!("http://{}", gateway.listen);
+
+        let script = Script { dialect: &dialect, key: &key, base: &base, now: clock::now() };
+        let mut table = table();
+        let mut wrong = Vec::new();
+        for (number, step) in script.steps()?.iter().enumerate() {
+            let reply = platform::call(&step.url, None, PATIENCE).await;
+            let reply = reply.map_err(|error| Failure::negative(format!("{}: {error}", step.title)))?;
+            let received = backend.take_received();
+            let problems = step.problems(&dialect, &reply, &received);
+            let mark = if problems.is_empty() { "ok" } else { "WRONG" };
+            let nothing = || "nothing".to_owned();
+            table.add_row([
+                format!("{}. {}\n{mark}", number + 1, step.title),
+                lines(&sent(&step.url), SENT),
+                received.first().map_or_else(nothing, |request| lines(request, RECEIVED)),
+                lines(&got(&reply), GOT),
+            ]);
+            wrong.extend(problems.into_iter().map(|problem| format!("{}: {problem}", step.title)));
+        }
+        terminal::say(&table.to_string());
+        if !wrong.is_empty() {
+            return Err(Failure::negative(wrong.join("\n")));
+        }
+        terminal::say("Every step went as it must.");
+        if self.once {
+            return Ok(());
+        }
+        let action = script.action(ActionKind::Create)?;
+        let again = script.sign("/spi", &dialect.actions[action], script.now, None)?;
+        terminal::say(&format!(
+            "\nnotify URL   {base}/spi\nadmin        http://{0}/metrics  http://{0}/readyz\nbackend      http://{backend_address}",
+            gateway.admin
+        ));
+        terminal::say(&format!(
+            "\nOne more signed request, good for five minutes:\n{}",
+            curl_of(&again, Placement::Query)
+        ));
+        terminal::say("\nCtrl-C ends.");
+        let _ = tokio::signal::ctrl_c().await;
+        Ok(())
+    }
+}
+
+/// What the platform plays.
+struct Script<'a> {
+    dialect: &'a Dialect,
+    key: &'a SigningKey,
+    base: &'a str,
+    now: Timestamp,
+}
+
+impl Script<'_> {
+    fn steps(&self) -> Result<Vec<Step>, Failure> {
+        let mut steps = Vec::new();
+        if let Some(published) = self.dialect.published.first() {
+            steps.push(Step {
+                title: format!("The {}, byte for byte", published.title),
+                url: format!("{}/published?{}", self.base, published.query),
+                expected: (200, None),
+                delivered: true,
+                action: self.action(ActionKind::Create)?,
+            });
+        }
+        for (kind, title) in [
+            (ActionKind::Test, "Connection test"),
+            (ActionKind::Create, "Purchase"),
+            (ActionKind::Renew, "Renewal"),
+            (ActionKind::Upgrade, "Upgrade"),
+            (ActionKind::Expire, "Expiry"),
+            (ActionKind::Delete, "Deletion"),
+        ] {
+            // A user's dialect need not have them all.
+            if self.dialect.action_of(kind).is_some() {
+                steps.push(self.step(title, "/spi", kind, self.now, None, (200, None), true)?);
+            }
+        }
+        let create = ActionKind::Create;
+        let action = &self.dialect.actions[self.action(create)?];
+        let signed = self.sign("/spi", action, self.now, None)?;
+        let flipped = if signed.signature.starts_with('A') { "B" } else { "A" };
+        let flipped = format!("{flipped}{}", &signed.signature[1..]);
+        let mut refused = self.step(
+            "Refused: one bit of the signature flipped",
+            "/spi",
+            create,
+            self.now,
+            None,
+            (401, Some("signature_invalid")),
+            false,
+        )?;
+        refused.url = signed.with_signature(flipped).url(Placement::Query);
+        steps.push(refused);
+        if self.dialect.time.is_some() {
+            let yesterday = self.now - SignedDuration::from_hours(24);
+            steps.push(self.step(
+                "Refused: signed a day ago",
+                "/spi",
+                create,
+                yesterday,
+                None,
+                (401, Some("timestamp_expired")),
+                false,
+            )?);
+        }
+        let required =
+            self.dialect.fields.iter().zip(&action.presence).find(|(_, presence)| **presence == Presence::Required);
+        if let Some((field, _)) = required {
+            let title = format!("Refused: signed, but {} is missing", field.name);
+            steps.push(self.step(
+                &title,
+                "/spi",
+                create,
+                self.now,
+                Some(&field.name),
+                (400, Some("field_missing")),
+                false,
+            )?);
+        }
+        steps.push(self.step(
+            "Refused: the backend's reply breaks the contract",
+            BROKEN,
+            create,
+            self.now,
+            None,
+            (502, Some("backend_contract")),
+            true,
+        )?);
+        Ok(steps)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a row of a table: each stands for a column")]
+    fn step(
+        &self,
+        title: &str,
+        path: &str,
+        kind: ActionKind,
+        time: Timestamp,
+        without: Option<&str>,
+        expected: (u16, Option<&'static str>),
+        delivered: bool,
+    ) -> Result<Step, Failure> {
+        let action = self.action(kind)?;
+        let url = self.sign(path, &self.dialect.actions[action], time, without)?.url(Placement::Query);
+        Ok(Step { title: title.to_owned(), url, expected, delivered, action })
+    }
+
+    fn action(&self, kind: ActionKind) -> Result<usize, Failure> {
+        let position = self.dialect.actions.iter().position(|action| action.kind == kind);
+        position.ok_or_else(|| Failure::unusable("the demo needs a dialect with an action of kind create"))
+    }
+
+    fn sign(
+        &self,
+        path: &str,
+        action: &Action,
+        time: Timestamp,
+        without: Option<&str>,
+    ) -> Result<platform::Signed, Failure> {
+        let mut fields = platform::samples(self.dialect, action, &[]);
+        fields.retain(|(name, _)| Some(name.as_str()) != without);
+        let url = format!("{}{path}", self.base);
+        let order = Order { dialect: self.dialect, url: &url, action, fields: &fields, time };
+        order.sign(self.key).map_err(|error| Failure::unusable(error.to_string()))
+    }
+}
+
+impl Step {
+    fn problems(&self, dialect: &Dialect, reply: &Reply, received: &[String]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (status, code) = self.expected;
+        let body: serde_json::Value = serde_json::from_slice(&reply.raw.body).unwrap_or_default();
+        if reply.raw.status.as_u16() != status {
+            problems.push(format!("status {} instead of {status}", reply.raw.status.as_u16()));
+        }
+        if body.get("code").and_then(serde_json::Value::as_str) != code {
+            problems.push(format!("the code is not {}", code.unwrap_or("absent")));
+        }
+        if received.len() != usize::from(self.delivered) {
+            problems.push(format!("the backend was called {} times", received.len()));
+        }
+        if code.is_none() {
+            let (verdict, checks) = platform::judge(&dialect.actions[self.action].reply, reply, PATIENCE);
+            if verdict != Verdict::Success {
+                let failed = checks.iter().filter(|check| !check.passed);
+                problems.extend(failed.map(|check| format!("{}: {}", check.what, check.detail)));
+            }
+        }
+        problems
+    }
+}
+
+fn random_key() -> Result<String, Failure> {
+    let mut bytes = [0; 48];
+    getrandom::fill(&mut bytes).map_err(|error| Failure::unusable(format!("no random numbers: {error}")))?;
+    Ok(STANDARD.encode(bytes))
+}
+
+/// The demo's configuration: one app for the published request, whose age is years, one for
+/// fresh requests, one with a backend that breaks the contract.
+fn configuration(dialect: &Dialect, listen: &str, backend: &str, secret: &str) -> Result<Config, Failure> {
+    let quote = |text: &str| serde_json::Value::from(text).to_string();
+    let mut text = format!("listen.address = {}\nadmin.address = \"127.0.0.1:0\"\n", quote(listen));
+    let mut app = |name: &str, path: &str, target: &str, key: &str, max_age: &str| {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "[[apps]]\nname = \"{name}\"\npath = \"{path}\"\ndialect = {}\nkeys = [{{ id = \"{name}\", value = {} }}]\n\
+             [apps.freshness]\nmax_age = \"{max_age}\"\n[apps.backend]\nurl = \"{backend}{target}\"\n",
+            quote(&dialect.name),
+            quote(key),
+        );
+    };
+    app("demo", "/spi", "/internal/spi", secret, "5m");
+    app("broken", BROKEN, BROKEN, secret, "5m");
+    if let Some(published) = dialect.published.first() {
+        app("published", "/published", "/internal/spi", &published.key, "36500d");
+    }
+    let sources = Sources { file: "demo".into(), text, ..Sources::default() };
+    let config = config::load(&sources, Path::new("."));
+    config.map_err(|problems| {
+        Failure::unusable(problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
+    })
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_FULL)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH)
+        .set_header(["Step", "The platform sent", "The backend received", "The platform got"]);
+    let widths = [STEP, SENT, RECEIVED, GOT].map(|width| ColumnConstraint::Absolute(Width::Fixed(width + PADDING)));
+    table.set_constraints(widths);
+    table
+}
+
+/// The request's target, a parameter a line.
+fn sent(url: &str) -> String {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let path = base.splitn(4, '/').nth(3).unwrap_or_default();
+    format!("GET /{path}\n{}", query.replace('&', "\n"))
+}
+
+/// The reply's status and body.
+fn got(reply: &Reply) -> String {
+    format!("{}\n{}", reply.raw.status, members(&String::from_utf8_lossy(&reply.raw.body)))
+}
+
+/// A JSON object, a member a line; anything else as it is.
+fn members(body: &str) -> String {
+    match serde_json::from_str::<serde_json::Value>(body) {
+        Ok(serde_json::Value::Object(object)) => {
+            object.iter().map(|(name, value)| format!("{name}: {value}\n")).collect::<String>().trim_end().to_owned()
+        }
+        _ => body.to_owned(),
+    }
+}
+
+/// Text with each line cut to a column's width, so that one parameter is one line.
+fn lines(text: &str, width: u16) -> String {
+    let cut = |line: &str| {
+        let line = terminal::plain(line);
+        if line.width() <= usize::from(width) {
+            return line;
+        }
+        let mut used = 1;
+        let kept = line.chars().take_while(|char| {
+            used += char.width().unwrap_or(0);
+            used <= usize::from(width)
+        });
+        kept.chain(['…']).collect()
+    };
+    text.lines().map(cut).collect::<Vec<_>>().join("\n")
+}

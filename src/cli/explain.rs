@@ -1,0 +1,260 @@
+//! `spigate explain`: what a signed URL says, whether it verifies, and if not, why.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::signing::{DialectArgs, read_key};
+use super::{Failure, load_config, terminal};
+use crate::clock;
+use crate::config::raw::Secret;
+use crate::diagnosis::{self, Candidate, Explanation};
+use crate::dialect::request::{Strictness, Value};
+use crate::dialect::{Dialect, builtin};
+use crate::query::{Lookup, Params};
+
+/// Arguments of `spigate explain`.
+#[derive(Args)]
+pub struct Explain {
+    /// A URL, a line of an access log, or - for standard input
+    #[arg(default_value = "-")]
+    url: String,
+    /// File with the key; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key_file: Vec<PathBuf>,
+    #[command(flatten)]
+    dialect: DialectArgs,
+    /// Take keys and dialects from the apps of a configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Only this app of the configuration
+    #[arg(long, requires = "config")]
+    app: Option<String>,
+    /// The signature's header, where the signature came in one
+    #[arg(long, value_name = "VALUE")]
+    signature_header: Option<String>,
+}
+
+/// Keys that go with a dialect.
+struct Context {
+    dialect: Dialect,
+    keys: Vec<(String, Secret)>,
+}
+
+impl Explain {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// A signature that does not verify, or input that holds no query.
+    pub fn run(&self) -> Result<(), Failure> {
+        let input = self.input()?;
+        let query = query_in(&input).ok_or_else(|| {
+            Failure::unusable("there is no query in the input: a URL or a log line with one is needed")
+        })?;
+        let contexts = self.contexts()?;
+        let params = Params::parse(query.as_bytes(), usize::MAX)
+            .map_err(|error| Failure::negative(format!("{error}: spigate answers malformed_request")))?;
+        let Some(context) = fitting(&contexts, &params) else {
+            return Err(Failure::unusable("there is no key; give --key-file or --config"));
+        };
+        let dialect = &context.dialect;
+        show_request(dialect, &params);
+
+        let in_query = match params.get(&dialect.signature.parameter) {
+            Lookup::Once(text) => Some(text),
+            Lookup::Absent => None,
+            Lookup::Repeated => return Err(Failure::negative("the signature stands twice: malformed_request")),
+        };
+        let Some(signature) = in_query.or(self.signature_header.as_deref()) else {
+            let header = dialect.signature.header.as_ref().map_or_else(String::new, |name| {
+                format!(
+                    "; if it came as the header {name}, give it with --signature-header, and check that nothing \
+                         in front drops it (nginx: underscores_in_headers on)"
+                )
+            });
+            return Err(Failure::negative(format!("there is no signature: signature_missing{header}")));
+        };
+        let age = self.show_time(dialect, &params);
+        let explanation = explain(&contexts, context, query, signature);
+        conclude(dialect, explanation)?;
+        show_contract(dialect, params, age)
+    }
+
+    fn input(&self) -> Result<String, Failure> {
+        if self.url != "-" {
+            return Ok(self.url.clone());
+        }
+        let mut text = String::new();
+        std::io::stdin()
+            .take(1024 * 1024)
+            .read_to_string(&mut text)
+            .map_err(|error| Failure::unusable(format!("standard input: {error}")))?;
+        Ok(text)
+    }
+
+    fn contexts(&self) -> Result<Vec<Context>, Failure> {
+        let mut contexts = Vec::new();
+        if let Some(path) = &self.config {
+            for app in load_config(path, Vec::new())?.apps {
+                if self.app.as_ref().is_some_and(|name| *name != app.name) {
+                    continue;
+                }
+                let named = |key: &crate::config::KeyConfig| {
+                    let state = if key.active { "" } else { " (retired)" };
+                    (format!("{} of app {}{state}", key.id, app.name), key.secret.clone())
+                };
+                contexts.push(Context { dialect: (*app.dialect).clone(), keys: app.keys.iter().map(named).collect() });
+            }
+        }
+        if !self.key_file.is_empty() {
+            let keys = self.key_file.iter().map(|path| Ok((name_of(path), read_key(path)?)));
+            let keys = keys.collect::<Result<Vec<_>, Failure>>()?;
+            // Without a dialect given, all of them are looked at.
+            let dialects = if self.dialect.is_given() {
+                vec![self.dialect.load()?]
+            } else {
+                builtin::load().map_err(Failure::unusable)?
+            };
+            contexts.extend(dialects.into_iter().map(|dialect| Context { dialect, keys: keys.clone() }));
+        }
+        Ok(contexts)
+    }
+
+    /// Says how old the request is; gives its time if it can be read.
+    fn show_time(&self, dialect: &Dialect, params: &Params) -> Option<Timestamp> {
+        let rule = dialect.time.as_ref()?;
+        let Lookup::Once(text) = params.get(&rule.parameter) else {
+            terminal::say(&format!("time       {} is missing: timestamp_missing", rule.parameter));
+            return None;
+        };
+        let time = rule.format.parse(text);
+        match time {
+            Some(time) => {
+                let age = clock::now().as_second() - time.as_second();
+                let words = if age >= 0 { format!("{age} s old") } else { format!("{} s in the future", -age) };
+                terminal::say(&format!("time       {}, {words}", crate::dialect::time::iso8601(time)));
+            }
+            None => terminal::say(&format!("time       is not {}: timestamp_invalid", rule.format.describe())),
+        }
+        time
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The context whose dialect knows the request's action, else the first.
+fn fitting<'c>(contexts: &'c [Context], params: &Params) -> Option<&'c Context> {
+    let knows = |context: &&Context| {
+        let dialect = &context.dialect;
+        let has_time = dialect.time.as_ref().is_none_or(|rule| params.get(&rule.parameter) != Lookup::Absent);
+        has_time
+            && matches!(params.get(&dialect.action_parameter), Lookup::Once(name) if dialect.action_index(name).is_some())
+    };
+    contexts.iter().find(knows).or(contexts.first())
+}
+
+fn explain(contexts: &[Context], own: &Context, query: &str, signature: &str) -> Option<Explanation> {
+    let mut dialects = vec![&own.dialect];
+    let mut keys: Vec<Candidate<'_>> = Vec::new();
+    for context in std::iter::once(own).chain(contexts) {
+        if !dialects.iter().any(|known| known.name == context.dialect.name) {
+            dialects.push(&context.dialect);
+        }
+        for (name, secret) in &context.keys {
+            if !keys.iter().any(|known| known.name == *name) {
+                keys.push(Candidate { name: name.clone(), secret: secret.expose() });
+            }
+        }
+    }
+    diagnosis::explain(&dialects, &keys, query, signature)
+}
+
+fn show_request(dialect: &Dialect, params: &Params) {
+    terminal::say(&format!("dialect    {}", dialect.name));
+    for param in params.received().filter(|param| param.name != dialect.signature.parameter) {
+        let field = dialect.fields.iter().find(|field| field.name == param.name);
+        let decoded = field.and_then(|field| match field.kind.decode(param.value) {
+            Ok(crate::dialect::field::Decoded::Text(text) | crate::dialect::field::Decoded::Object(text)) => Some(text),
+            Ok(_) => None,
+            Err(why) => Some(format!("!! {why}")),
+        });
+        let note = decoded.map_or_else(String::new, |text| format!("  =  {text}"));
+        let known = if dialect.is_protocol_parameter(param.name) { "" } else { "  (not documented)" };
+        terminal::say(&terminal::plain(&format!("parameter  {} = {}{note}{known}", param.name, param.value)));
+    }
+    match dialect.canonical_string("GET", params) {
+        Ok(text) => terminal::say(&terminal::plain(&format!("signed     {text}"))),
+        Err(error) => terminal::say(&format!("signed     {error}")),
+    }
+}
+
+fn conclude(own: &Dialect, explanation: Option<Explanation>) -> Result<(), Failure> {
+    match explanation {
+        Some(Explanation { key, dialect, mistakes }) if mistakes.is_empty() => {
+            debug_assert_eq!(dialect, own.name);
+            terminal::say(&terminal::plain(&format!("signature  verifies with key {key}")));
+            Ok(())
+        }
+        Some(Explanation { key, dialect, mistakes }) => {
+            let list = mistakes.iter().map(|mistake| format!("\n  - {mistake}")).collect::<String>();
+            Err(Failure::negative(terminal::plain_lines(&format!(
+                "the signature does not verify. It would with key {key} and dialect {dialect} if this is what \
+                 happened:{list}"
+            ))))
+        }
+        None => Err(Failure::negative(
+            "the signature does not verify, and no known mistake explains it: most likely another key, or a \
+             parameter that was changed, added or lost on the way",
+        )),
+    }
+}
+
+fn show_contract(dialect: &Dialect, params: Params, time: Option<Timestamp>) -> Result<(), Failure> {
+    let request = dialect
+        .check_request(params, time, Strictness::Lenient)
+        .map_err(|error| Failure::negative(terminal::plain(&format!("contract   {error}"))))?;
+    for field in request.lacking(dialect) {
+        terminal::say(&format!(
+            "contract   {field} is documented as required and missing; contract = \"strict\" refuses it"
+        ));
+    }
+    let count = request.documented(dialect).filter(|(_, value)| !matches!(value, Value::Time { .. })).count();
+    terminal::say(&format!("contract   kept; {count} documented fields"));
+    Ok(())
+}
+
+/// The query in a URL, a request line or a log line.
+fn query_in(input: &str) -> Option<&str> {
+    let line = input.lines().find(|line| line.contains('?') || line.contains('='))?.trim();
+    // The first ? begins the query; white space, a quote or a fragment ends it.
+    let query = line.split_once('?').map_or(line, |(_, query)| query);
+    let end = query.find(|char: char| char.is_whitespace() || matches!(char, '"' | '\'' | '#' | '`'));
+    Some(&query[..end.unwrap_or(query.len())]).filter(|query| query.contains('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_query_in_what_people_paste() {
+        for input in [
+            "https://h/spi?a=1&b=2",
+            "/spi?a=1&b=2",
+            "a=1&b=2",
+            "?a=1&b=2",
+            "\n  GET /spi?a=1&b=2 HTTP/1.1\r\nHost: h\r\n",
+            r#"10.0.0.1 - - [22/Nov/2026:10:00:00 +0000] "GET /spi?a=1&b=2 HTTP/1.1" 401 134 "-" "x?y=z""#,
+            "curl -i 'http://h/spi?a=1&b=2'",
+            "http://h/spi?a=1&b=2#part",
+        ] {
+            assert_eq!(query_in(input), Some("a=1&b=2"), "{input}");
+        }
+        assert_eq!(query_in(""), None);
+        assert_eq!(query_in("hello"), None);
+    }
+}
