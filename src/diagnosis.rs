@@ -3,13 +3,15 @@
 //!
 //! Pure, and slow by the standards of the data path: a tool for a human with the key at hand.
 
+use std::convert::Infallible;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::dialect::Dialect;
 use crate::dialect::canonical::{CanonicalForm, Encoding, PrefixPart, Sink as _};
-use crate::dialect::mac::{KeyTransform, SigningKey, TagEncoding};
-use crate::query::Params;
+use crate::dialect::mac::{KeyTransform, SigningKey, Tag, TagEncoding};
+use crate::query::{Lookup, Params};
 
 /// A key that may have signed.
 pub struct Candidate<'a> {
@@ -38,19 +40,26 @@ type Way<T> = (T, Option<&'static str>);
 /// `query` is the query as received; its signature parameter is left out by name.
 pub fn explain(dialects: &[&Dialect], keys: &[Candidate<'_>], query: &str, signature: &str) -> Option<Explanation> {
     let params = Params::parse(query.as_bytes(), usize::MAX).ok()?;
-    let mut best: Option<Explanation> = None;
+    let action = |dialect: &Dialect| match params.get(&dialect.action_parameter) {
+        Lookup::Once(name) => dialect.action_index(name),
+        Lookup::Absent | Lookup::Repeated => None,
+    };
+    // Of two explanations with as many mistakes, the dialect that has this action is likelier.
+    let cost = |dialect: &Dialect, mistakes: usize| 2 * mistakes + usize::from(action(dialect).is_none());
+    let mut best: Option<(usize, Explanation)> = None;
     for (position, dialect) in dialects.iter().enumerate() {
         for key in keys {
             let other_dialect = (position > 0).then_some("signed in another dialect than the app's");
-            let limit = best.as_ref().map_or(usize::MAX, |best| best.mistakes.len());
-            let found =
-                Trial { dialect, secret: key.secret, query, params: &params, signature, other_dialect }.run(limit);
-            if let Some(mistakes) = found {
-                best = Some(Explanation { key: key.name.clone(), dialect: dialect.name.clone(), mistakes });
+            let trial = Trial { dialect, secret: key.secret, query, params: &params, signature, other_dialect };
+            let Some(mistakes) = trial.run() else { continue };
+            let cost = cost(dialect, mistakes.len());
+            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                let explanation = Explanation { key: key.name.clone(), dialect: dialect.name.clone(), mistakes };
+                best = Some((cost, explanation));
             }
         }
     }
-    best
+    best.map(|(_, explanation)| explanation)
 }
 
 struct Trial<'a> {
@@ -87,72 +96,75 @@ enum Chosen {
 }
 
 impl Trial<'_> {
-    /// The mistakes that explain the signature, if they are fewer than `limit`.
-    fn run(&self, limit: usize) -> Option<Vec<&'static str>> {
-        let mut limit = limit;
-        let mut best = None;
+    /// The fewest mistakes that explain the signature.
+    fn run(&self) -> Option<Vec<&'static str>> {
+        let (claimed, messages) = (self.claimed(), self.messages());
+        let mut best: Option<Vec<&'static str>> = None;
         for (key, key_mistake) in self.keys() {
-            for (chosen, chosen_mistake) in CHOICES {
-                for (order, order_mistake) in ORDERS {
-                    for (style, style_mistake) in self.styles() {
-                        // Sorted wire pairs are one mistake, not two.
-                        if style == Style::RawWire && order == Order::Pairs {
-                            continue;
-                        }
-                        let joined = self.joined(style, order, chosen);
-                        for (prefix, prefix_mistake) in self.prefixes() {
-                            let tag = key.sign(|sink| {
-                                sink.put(prefix.as_bytes());
-                                sink.put(joined.as_bytes());
-                                Ok::<(), ()>(())
-                            });
-                            let Ok(tag) = tag else { continue };
-                            for (text, text_mistake) in self.texts() {
-                                let output = |encoding: TagEncoding| encoding.encode(&tag);
-                                let other = match self.dialect.signature.output {
-                                    TagEncoding::Base64 => TagEncoding::Hex,
-                                    TagEncoding::Hex => TagEncoding::Base64,
-                                };
-                                let hex = TagEncoding::Hex.encode(&tag);
-                                let spellings: [Way<String>; 3] = [
-                                    (output(self.dialect.signature.output), None),
-                                    (
-                                        output(other),
-                                        Some(
-                                            "the signature is written as hex instead of base64, or the other way round",
-                                        ),
-                                    ),
-                                    (STANDARD.encode(hex), Some("the signature is the base64 of its hex text")),
-                                ];
-                                for (spelling, spelling_mistake) in spellings {
-                                    if spelling != *text {
-                                        continue;
-                                    }
-                                    let mistakes: Vec<_> = [
-                                        self.other_dialect,
-                                        key_mistake,
-                                        chosen_mistake,
-                                        order_mistake,
-                                        style_mistake,
-                                        prefix_mistake,
-                                        text_mistake,
-                                        spelling_mistake,
-                                    ]
-                                    .into_iter()
-                                    .flatten()
-                                    .collect();
-                                    if mistakes.len() < limit {
-                                        limit = mistakes.len();
-                                        best = Some(mistakes);
-                                    }
-                                }
-                            }
-                        }
+            for (message, message_mistakes) in &messages {
+                let signed = key.sign(|sink| {
+                    sink.put(message.as_bytes());
+                    Ok::<(), Infallible>(())
+                });
+                let Ok(tag) = signed;
+                let fitting = claimed.iter().filter(|(claimed, _)| claimed.as_bytes() == tag.as_bytes());
+                for (_, claimed_mistakes) in fitting {
+                    let single = [self.other_dialect, key_mistake];
+                    let mistakes = single.iter().flatten().chain(message_mistakes).chain(claimed_mistakes).copied();
+                    let mistakes: Vec<_> = mistakes.collect();
+                    if best.as_ref().is_none_or(|best| mistakes.len() < best.len()) {
+                        best = Some(mistakes);
                     }
                 }
             }
         }
         best
+    }
+
+    /// What the signature's text may stand for.
+    fn claimed(&self) -> Vec<(Tag, Vec<&'static str>)> {
+        let right = self.dialect.signature.output;
+        let other = match right {
+            TagEncoding::Base64 => TagEncoding::Hex,
+            TagEncoding::Hex => TagEncoding::Base64,
+        };
+        let hex_in_base64 = |text: &str| {
+            let hex = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok())?;
+            TagEncoding::Hex.decode(&hex)
+        };
+        let mut claimed = Vec::new();
+        for (text, text_mistake) in self.texts() {
+            let readings = [
+                (right.decode(&text), None),
+                (
+                    other.decode(&text),
+                    Some("the signature is written as hex instead of base64, or the other way round"),
+                ),
+                (hex_in_base64(&text), Some("the signature is the base64 of its hex text")),
+            ];
+            for (tag, reading_mistake) in readings {
+                let mistakes = [text_mistake, reading_mistake].into_iter().flatten().collect();
+                claimed.extend(tag.map(|tag| (tag, mistakes)));
+            }
+        }
+        claimed
+    }
+
+    /// What may have been signed.
+    fn messages(&self) -> Vec<(String, Vec<&'static str>)> {
+        let mut messages = Vec::new();
+        for (chosen, chosen_mistake) in CHOICES {
+            for (order, order_mistake) in ORDERS {
+                for (style, style_mistake) in self.styles() {
+                    let joined = self.joined(style, order, chosen);
+                    for (prefix, prefix_mistake) in self.prefixes() {
+                        let mistakes = [chosen_mistake, order_mistake, style_mistake, prefix_mistake];
+                        messages.push((format!("{prefix}{joined}"), mistakes.into_iter().flatten().collect()));
+                    }
+                }
+            }
+        }
+        messages
     }
 
     fn keys(&self) -> Vec<Way<SigningKey>> {

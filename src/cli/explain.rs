@@ -77,7 +77,8 @@ impl Explain {
             return Err(Failure::negative(format!("there is no signature: signature_missing{header}")));
         };
         let age = self.show_time(dialect, &params);
-        let explanation = explain(&contexts, context, query, signature);
+        let builtin = builtin::load().map_err(Failure::unusable)?;
+        let explanation = explain(&contexts, context, &builtin, query, signature);
         conclude(dialect, explanation)?;
         show_contract(dialect, params, age)
     }
@@ -157,13 +158,22 @@ fn fitting<'c>(contexts: &'c [Context], params: &Params) -> Option<&'c Context> 
     contexts.iter().find(knows).or(contexts.first())
 }
 
-fn explain(contexts: &[Context], own: &Context, query: &str, signature: &str) -> Option<Explanation> {
+/// Tries every key with every dialect, the request's own first.
+fn explain(
+    contexts: &[Context],
+    own: &Context,
+    builtin: &[Dialect],
+    query: &str,
+    signature: &str,
+) -> Option<Explanation> {
     let mut dialects = vec![&own.dialect];
+    for dialect in contexts.iter().map(|context| &context.dialect).chain(builtin) {
+        if !dialects.iter().any(|known| known.name == dialect.name) {
+            dialects.push(dialect);
+        }
+    }
     let mut keys: Vec<Candidate<'_>> = Vec::new();
     for context in std::iter::once(own).chain(contexts) {
-        if !dialects.iter().any(|known| known.name == context.dialect.name) {
-            dialects.push(&context.dialect);
-        }
         for (name, secret) in &context.keys {
             if !keys.iter().any(|known| known.name == *name) {
                 keys.push(Candidate { name: name.clone(), secret: secret.expose() });
