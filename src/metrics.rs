@@ -85,7 +85,7 @@ catalogue! {
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
-    /// Panics caught: bugs.
+    /// Requests that a caught panic ended: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Always 1; the version is a label.
     build_info: IntGaugeVec = "spigate_build_info" ["version"];

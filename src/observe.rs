@@ -42,7 +42,6 @@ impl Observer {
     }
 
     fn conclude(&self, asked: &Asked, verdict: Option<Verdict>) -> Response<Full<Bytes>> {
-        let panicked = verdict.is_none();
         let Verdict { exchange, result } =
             verdict.unwrap_or_else(|| Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) });
         let request_id = asked.request_id.to_str().unwrap_or("-");
@@ -59,7 +58,7 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
-        if panicked {
+        if matches!(result, Err(Rejection::Internal)) {
             self.metrics.panics.inc();
         }
         if let Some(log) = &self.log {

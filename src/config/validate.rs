@@ -345,6 +345,9 @@ impl<'s> Validator<'s> {
         if timeout < answer_within {
             self.problem(&format!("{at}.timeout"), "must not be shorter than answer_within");
         }
+        if connect_timeout > answer_within {
+            self.problem(&format!("{at}.connect_timeout"), "must not be longer than answer_within");
+        }
         let parsed = match &raw.url {
             Some(url) => self.read(&format!("{at}.url"), Endpoint::parse(url).map_err(str::to_owned)),
             None => {

@@ -26,7 +26,8 @@ impl Deliveries {
     /// until `deadline`.
     ///
     /// # Errors
-    /// `order_conflict` for a running delivery with other content.
+    /// `order_conflict` for a running delivery with other content, `shutting_down` when nobody
+    /// would wait for this one's end.
     pub async fn once<F>(
         &self,
         key: DeliveryKey,
@@ -37,6 +38,9 @@ impl Deliveries {
     where
         F: Future<Output = Delivery> + Send + 'static,
     {
+        if self.tasks.is_closed() {
+            return Err(Rejection::ShuttingDown);
+        }
         match self.claims.claim(key, fingerprint) {
             Claim::Conflict => Err(Rejection::OrderConflict),
             Claim::First(ticket, outlet) => {
@@ -155,6 +159,8 @@ mod tests {
         assert_eq!(third.answer.unwrap(), "late");
         deliveries.drained().await;
         assert_eq!(deliveries.running(), 0);
+        let refused = deliveries.once(key, print, soon(), unused).await;
+        assert!(matches!(refused, Err(Rejection::ShuttingDown)));
     }
 
     #[tokio::test]

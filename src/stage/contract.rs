@@ -3,7 +3,7 @@
 use http::HeaderMap;
 
 use crate::app::App;
-use crate::config::PathPart;
+use crate::config::{PathPart, Send};
 use crate::dialect::mac::Tag;
 use crate::dialect::request::SpiRequest;
 use crate::metrics::Metrics;
@@ -19,7 +19,7 @@ pub struct Checked {
     pub signature: Tag,
     /// Position of the app's key that verified it.
     pub key: usize,
-    /// The query as received, for `send = "raw"`.
+    /// The query as received where it is sent so, else nothing.
     pub query: String,
     /// The incoming headers that are passed on.
     pub passed_on: HeaderMap,
@@ -44,7 +44,8 @@ pub fn check(
     for field in request.lacking(dialect) {
         app.metrics.lacked(metrics, request.action_index(), field);
     }
-    Ok(Checked { request, signature, key, query: received.query().to_owned(), passed_on })
+    let query = if app.config.backend.send == Send::Raw { received.query().to_owned() } else { String::new() };
+    Ok(Checked { request, signature, key, query, passed_on })
 }
 
 /// A field that becomes a path segment must not be `.` or `..`: percent-encoding leaves them as
