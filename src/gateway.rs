@@ -130,12 +130,12 @@ impl Gateway {
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
         let key = DeliveryKey::of(&config.name, &config.dialect, &checked.request, &checked.signature);
-        let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
         let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
         let app = Arc::clone(app);
         if !config.deliver_once || !key::is_delivery(action.kind) {
             return Ok(attempt(app, checked, metrics, request_id, key, answer_by).await);
         }
+        let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
         let call_by = caller.arrival + config.backend.timeout;
         let first = || attempt(app, checked, metrics, request_id, key, call_by);
         self.deliveries.once(key, fingerprint, answer_by, first).await

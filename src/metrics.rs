@@ -139,6 +139,8 @@ pub struct ActionMetrics {
     requests: [OnceLock<IntCounter>; Outcome::ALL.len()],
     seconds: OnceLock<Histogram>,
     backend: [OnceLock<Histogram>; Outcome::ALL.len()],
+    /// By position of the field.
+    lacking: Vec<OnceLock<IntCounter>>,
 }
 
 /// The label of requests that no app or no action could be found for.
@@ -153,9 +155,10 @@ impl AppMetrics {
         keys: impl Iterator<Item = &'k str>,
     ) -> Self {
         let known = dialect.into_iter().flat_map(|dialect| dialect.actions.iter().map(|action| action.name.as_str()));
+        let fields = dialect.map_or(0, |dialect| dialect.fields.len());
         Self {
             app: app.to_owned(),
-            actions: known.chain([UNKNOWN]).map(ActionMetrics::new).collect(),
+            actions: known.chain([UNKNOWN]).map(|action| ActionMetrics::new(action, fields)).collect(),
             skew: metrics.clock_skew_seconds.with_label_values(&[app]),
             in_flight: metrics.in_flight_requests.with_label_values(&[app]),
             verifications: keys.map(|key| metrics.key_verifications.with_label_values(&[app, key])).collect(),
@@ -194,9 +197,14 @@ impl AppMetrics {
         metrics.rejections.with_label_values(&[&self.app, code]).inc();
     }
 
-    /// Counts a field that a lenient contract let pass.
-    pub fn lacked(&self, metrics: &Metrics, action: usize, field: &str) {
-        metrics.contract_warnings.with_label_values(&[&self.app, &self.action(Some(action)).action, field]).inc();
+    /// Counts a field that a lenient contract let pass, by its position in the dialect.
+    pub fn lacked(&self, metrics: &Metrics, action: usize, field: usize, name: &str) {
+        let action = self.action(Some(action));
+        if let Some(counter) = action.lacking.get(field) {
+            counter
+                .get_or_init(|| metrics.contract_warnings.with_label_values(&[&self.app, &action.action, name]))
+                .inc();
+        }
     }
 
     /// Counts a broken rule.
@@ -206,12 +214,13 @@ impl AppMetrics {
 }
 
 impl ActionMetrics {
-    fn new(action: &str) -> Self {
+    fn new(action: &str, fields: usize) -> Self {
         Self {
             action: action.to_owned(),
             requests: Default::default(),
             seconds: OnceLock::new(),
             backend: Default::default(),
+            lacking: (0..fields).map(|_| OnceLock::new()).collect(),
         }
     }
 

@@ -57,6 +57,21 @@ pub enum Lookup<'a> {
     Repeated,
 }
 
+/// The place of a parameter among its fellows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(usize);
+
+/// Where a look-up by name ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No parameter has this name.
+    Absent,
+    /// Exactly one has.
+    Once(Place),
+    /// Several have.
+    Repeated,
+}
+
 /// Why a query string was refused. Never carries a value: what was refused may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryError {
@@ -165,13 +180,28 @@ impl Params {
 
     /// Looks a parameter up by its decoded name.
     pub fn get(&self, name: &str) -> Lookup<'_> {
-        let from = self.entries.partition_point(|entry| name_of(&self.text, entry).as_bytes() < name.as_bytes());
-        let mut matches = self.entries[from..].iter().take_while(|entry| name_of(&self.text, entry) == name);
-        match (matches.next(), matches.next()) {
-            (None, _) => Lookup::Absent,
-            (Some(entry), None) => Lookup::Once(self.param(entry).value),
-            (Some(_), Some(_)) => Lookup::Repeated,
+        match self.find(name) {
+            Found::Absent => Lookup::Absent,
+            Found::Once(place) => Lookup::Once(self.value(place)),
+            Found::Repeated => Lookup::Repeated,
         }
+    }
+
+    /// Looks for a parameter by its decoded name; its place is good for these parameters only.
+    pub fn find(&self, name: &str) -> Found {
+        let is_before = |entry: &Entry| name_of(&self.text, entry).as_bytes() < name.as_bytes();
+        let from = self.entries.partition_point(is_before);
+        let is_it = |at: usize| self.entries.get(at).is_some_and(|entry| name_of(&self.text, entry) == name);
+        match (is_it(from), is_it(from + 1)) {
+            (false, _) => Found::Absent,
+            (true, false) => Found::Once(Place(from)),
+            (true, true) => Found::Repeated,
+        }
+    }
+
+    /// The value at a place that [`Params::find`] gave.
+    pub fn value(&self, place: Place) -> &str {
+        self.param(&self.entries[place.0]).value
     }
 
     fn param(&self, entry: &Entry) -> Param<'_> {

@@ -227,7 +227,7 @@ fn show_contract(dialect: &Dialect, params: Params, time: Option<Timestamp>) -> 
     let request = dialect
         .check_request(params, time, Strictness::Lenient)
         .map_err(|error| Failure::negative(terminal::plain(&format!("contract   {error}"))))?;
-    for field in request.lacking(dialect) {
+    for field in request.lacking().iter().map(|&field| &dialect.fields[field].name) {
         terminal::say(&format!(
             "contract   {field} is documented as required and missing; contract = \"strict\" refuses it"
         ));

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::field::Decoded;
 use super::{Action, Dialect, Presence};
-use crate::query::{Lookup, Params};
+use crate::query::{Found, Lookup, Params, Place};
 
 /// How strictly documented requirements are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +25,10 @@ pub enum Strictness {
 pub struct SpiRequest {
     params: Params,
     action: usize,
-    /// For each field of the dialect, in its order: what it decoded to, where it came.
-    decoded: Vec<Option<Decoded>>,
-    time: Option<Timestamp>,
+    /// For each field of the dialect, in its order, where it came: its place among the
+    /// parameters and what it decoded to.
+    fields: Vec<Option<(Place, Decoded)>>,
+    time: Option<(Place, Timestamp)>,
     /// Positions of fields that the documentation requires and the request lacks.
     lacking: Vec<usize>,
 }
@@ -115,23 +116,24 @@ impl Dialect {
         };
         let Action { presence, dedupe, .. } = &self.actions[action];
 
-        let mut decoded = Vec::with_capacity(self.fields.len());
+        let mut fields = Vec::with_capacity(self.fields.len());
         let mut lacking = Vec::new();
         for (index, field) in self.fields.iter().enumerate() {
-            let text = match params.get(&field.name) {
-                Lookup::Absent => {
+            let place = match params.find(&field.name) {
+                Found::Absent => {
                     match presence[index] {
                         Presence::Required => return Err(missing(&field.name)),
                         Presence::Expected if strictness == Strictness::Strict => return Err(missing(&field.name)),
                         Presence::Expected => lacking.push(index),
                         Presence::Optional | Presence::Undocumented => {}
                     }
-                    decoded.push(None);
+                    fields.push(None);
                     continue;
                 }
-                Lookup::Once(text) => text,
-                Lookup::Repeated => return Err(invalid(&field.name, "stands twice")),
+                Found::Once(place) => place,
+                Found::Repeated => return Err(invalid(&field.name, "stands twice")),
             };
+            let text = params.value(place);
             let must_hold = matches!(presence[index], Presence::Required | Presence::Expected);
             if text.is_empty() && (must_hold || *dedupe == Some(index)) {
                 return Err(invalid(&field.name, "is empty"));
@@ -141,9 +143,16 @@ impl Dialect {
             if must_hold && value == Decoded::Text(String::new()) {
                 return Err(invalid(&field.name, "is empty"));
             }
-            decoded.push(Some(value));
+            fields.push(Some((place, value)));
         }
-        Ok(SpiRequest { params, action, decoded, time, lacking })
+        let time = match (&self.time, time) {
+            (Some(rule), Some(time)) => match params.find(&rule.parameter) {
+                Found::Once(place) => Some((place, time)),
+                Found::Absent | Found::Repeated => None,
+            },
+            _ => None,
+        };
+        Ok(SpiRequest { params, action, fields, time, lacking })
     }
 }
 
@@ -163,41 +172,35 @@ impl SpiRequest {
         &self.params
     }
 
-    /// Names of fields that the documentation requires and this request lacks.
-    pub fn lacking<'d>(&self, dialect: &'d Dialect) -> impl Iterator<Item = &'d str> {
-        self.lacking.iter().map(|&index| dialect.fields[index].name.as_str())
+    /// Positions of fields that the documentation requires and this request lacks.
+    pub fn lacking(&self) -> &[usize] {
+        &self.lacking
     }
 
     /// Whether the platform asks for a trial run; absent means no.
     pub fn is_debug(&self, dialect: &Dialect) -> bool {
-        dialect.debug.is_some_and(|index| self.decoded[index] == Some(Decoded::Boolean(true)))
+        dialect.debug.is_some_and(|index| matches!(self.fields[index], Some((_, Decoded::Boolean(true)))))
     }
 
-    /// The text of a documented field, decoded from base64 where it came so.
-    pub fn text(&self, dialect: &Dialect, field: usize) -> Option<&str> {
-        match self.decoded[field].as_ref()? {
-            Decoded::Text(text) | Decoded::Object(text) => Some(text),
-            Decoded::AsReceived | Decoded::Boolean(_) | Decoded::Period(..) => {
-                self.received(&dialect.fields[field].name)
-            }
+    /// The text of the documented field at a position of the dialect, decoded from base64 where
+    /// it came so.
+    pub fn text(&self, field: usize) -> Option<&str> {
+        match self.fields[field].as_ref()? {
+            (_, Decoded::Text(text) | Decoded::Object(text)) => Some(text),
+            (place, Decoded::AsReceived | Decoded::Boolean(_) | Decoded::Period(..)) => Some(self.params.value(*place)),
         }
-    }
-
-    /// The text of a documented field by name.
-    pub fn text_by_name(&self, dialect: &Dialect, name: &str) -> Option<&str> {
-        self.text(dialect, dialect.field_index(name)?)
     }
 
     /// Documented parameters with their values: the action, the dialect's fields in their
     /// order, the time. Without the signature.
     pub fn documented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = (&'s str, Value<'s>)> {
         let action = (dialect.action_parameter.as_str(), Value::Text(dialect.actions[self.action].name.as_str()));
-        let fields = dialect.fields.iter().zip(&self.decoded).filter_map(|(field, decoded)| {
-            let value = self.value(&field.name, decoded.as_ref()?)?;
-            Some((field.name.as_str(), value))
+        let fields = dialect.fields.iter().zip(&self.fields).filter_map(|(field, value)| {
+            let (place, decoded) = value.as_ref()?;
+            Some((field.name.as_str(), self.value(*place, decoded)))
         });
-        let time = dialect.time.as_ref().zip(self.time).and_then(|(rule, time)| {
-            Some((rule.parameter.as_str(), Value::Time { time, text: self.received(&rule.parameter)? }))
+        let time = dialect.time.as_ref().zip(self.time).map(|(rule, (place, time))| {
+            (rule.parameter.as_str(), Value::Time { time, text: self.params.value(place) })
         });
         std::iter::once(action).chain(fields).chain(time)
     }
@@ -207,20 +210,15 @@ impl SpiRequest {
         self.params.received().filter(|param| !dialect.is_protocol_parameter(param.name))
     }
 
-    fn received(&self, name: &str) -> Option<&str> {
-        match self.params.get(name) {
-            Lookup::Once(text) => Some(text),
-            Lookup::Absent | Lookup::Repeated => None,
-        }
-    }
-
-    fn value<'s>(&'s self, name: &str, decoded: &'s Decoded) -> Option<Value<'s>> {
-        Some(match decoded {
-            Decoded::AsReceived => Value::Text(self.received(name)?),
+    fn value<'s>(&'s self, place: Place, decoded: &'s Decoded) -> Value<'s> {
+        match decoded {
+            Decoded::AsReceived => Value::Text(self.params.value(place)),
             Decoded::Text(text) => Value::Text(text),
             Decoded::Object(text) => Value::Object(text),
             Decoded::Boolean(value) => Value::Boolean(*value),
-            Decoded::Period(value, unit) => Value::Period { value: *value, unit: *unit, text: self.received(name)? },
-        })
+            Decoded::Period(value, unit) => {
+                Value::Period { value: *value, unit: *unit, text: self.params.value(place) }
+            }
+        }
     }
 }

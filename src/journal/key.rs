@@ -30,7 +30,7 @@ impl DeliveryKey {
         hash.put(app.as_bytes());
         hash.put(action.name.as_bytes());
         hash.put(if request.is_debug(dialect) { b"debug" } else { b"" });
-        match action.dedupe.and_then(|field| Some((field, request.text(dialect, field)?))) {
+        match action.dedupe.and_then(|field| Some((field, request.text(field)?))) {
             Some((field, value)) => {
                 hash.put(dialect.fields[field].name.as_bytes());
                 hash.put(value.as_bytes());

@@ -41,8 +41,8 @@ pub fn check(
     let (params, signature, key) = verified.into_parts();
     let request = dialect.check_request(params, time, app.config.strictness)?;
     refuse_dot_segments(app, &request)?;
-    for field in request.lacking(dialect) {
-        app.metrics.lacked(metrics, request.action_index(), field);
+    for &field in request.lacking() {
+        app.metrics.lacked(metrics, request.action_index(), field, &dialect.fields[field].name);
     }
     let query = if app.config.backend.send == Send::Raw { received.query().to_owned() } else { String::new() };
     Ok(Checked { request, signature, key, query, passed_on })
@@ -54,7 +54,7 @@ fn refuse_dot_segments(app: &App, request: &SpiRequest) -> Result<(), Rejection>
     let dialect = &*app.config.dialect;
     for part in &app.config.backend.routes[request.action_index()].path {
         if let PathPart::Field(field) = *part
-            && matches!(request.text(dialect, field), Some("." | ".."))
+            && matches!(request.text(field), Some("." | ".."))
         {
             let field = dialect.fields[field].name.clone();
             return Err(Rejection::FieldInvalid { field, why: "cannot stand in a path" });

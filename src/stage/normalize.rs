@@ -197,7 +197,7 @@ fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Erro
             PathPart::Literal(text) => target.push_str(text),
             PathPart::Action => target.extend(utf8_percent_encode(&request.action(dialect).name, COMPONENT)),
             PathPart::Field(field) => {
-                target.extend(utf8_percent_encode(request.text(dialect, *field).unwrap_or(""), COMPONENT));
+                target.extend(utf8_percent_encode(request.text(*field).unwrap_or(""), COMPONENT));
             }
         }
     }
