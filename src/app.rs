@@ -25,7 +25,7 @@ impl App {
     pub fn new(config: AppConfig, limits: &Limits, metrics: &Metrics) -> Result<Self, String> {
         let backend = Backend::new(config.backend.clone(), limits.reply_bytes)?;
         let keys = config.keys.iter().map(|key| key.id.as_str());
-        let metrics = AppMetrics::new(metrics, &config.name, Some(&config.dialect), keys);
+        let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);
         let template = Template::new(&config);
         Ok(Self { config, backend, metrics, template })
     }

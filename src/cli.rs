@@ -12,7 +12,7 @@ pub mod signing;
 pub mod terminal;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -85,12 +85,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Where the configuration is, and what the command line changes of it.
+/// What the command line changes of a configuration.
 #[derive(Args)]
-pub struct ConfigArgs {
-    /// The configuration file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+pub struct Overrides {
     /// Override listen.address
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -105,26 +102,19 @@ pub struct ConfigArgs {
     log_format: Option<LogFormat>,
 }
 
-impl ConfigArgs {
-    /// Loads the configuration with these changes.
-    ///
-    /// # Errors
-    /// Every problem, one a line.
-    pub fn load(&self) -> Result<Config, Failure> {
-        load_config(&self.config, self.flags())
-    }
-
-    fn flags(&self) -> Vec<(String, String)> {
+impl Overrides {
+    /// They as settings: path and text.
+    pub fn settings(&self) -> Vec<(String, String)> {
         use clap::ValueEnum as _;
         let level = self.log_level.and_then(|level| Some(level.to_possible_value()?.get_name().to_owned()));
         let format = self.log_format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned()));
-        let flags = [
+        let settings = [
             ("listen.address", self.listen.clone()),
             ("admin.address", self.admin.clone()),
             ("log.level", level),
             ("log.format", format),
         ];
-        flags.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?))).collect()
+        settings.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?))).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body;
 use http_body_util::Empty;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -45,7 +45,7 @@ pub struct Gateway {
     /// Running deliveries.
     pub deliveries: Deliveries,
     /// Free places for requests.
-    pub slots: Semaphore,
+    pub slots: Arc<Semaphore>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -90,7 +90,7 @@ impl Gateway {
     /// The stops, in order. Each takes what the one before has proven.
     async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
         // A place first: under overload the cheapest answer is the one that reads nothing.
-        let _slot = self.slots.try_acquire().map_err(|_| Rejection::Overloaded)?;
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
         // Method, host, body, sizes: what needs no look at the content.
         let received = receive::receive(head, caller.has_body, &self.limits)?;
         // The strict reading comes before any use of a parameter.
@@ -105,18 +105,27 @@ impl Gateway {
         app.metrics.verifications[verified.key()].inc();
         // A genuine request, but perhaps an old one.
         let fresh = freshness::check(app, verified, clock::now())?;
+        story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
         let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
         let checked = contract::check(app, fresh, &received, passed_on, &self.metrics)?;
         story.learn(app, &checked);
         // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(app, checked, caller).await?;
+        let delivery = self.deliver(app, checked, caller, slot).await?;
         story.conclude(&delivery);
         delivery.answer
     }
 
     /// Decides who answers, and that copies of a running order wait for it.
-    async fn deliver(&self, app: &Arc<App>, checked: Checked, caller: &Caller) -> Result<Delivery, Rejection> {
+    ///
+    /// `slot` is held for as long as the backend is called, even if the caller is gone by then.
+    async fn deliver(
+        &self,
+        app: &Arc<App>,
+        checked: Checked,
+        caller: &Caller,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Delivery, Rejection> {
         let config = &app.config;
         let action = checked.request.action(&config.dialect);
         let answer_by = caller.arrival + config.backend.answer_within;
@@ -137,7 +146,11 @@ impl Gateway {
         }
         let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
         let call_by = caller.arrival + config.backend.timeout;
-        let first = || attempt(app, checked, metrics, request_id, key, call_by);
+        let first = || async move {
+            let delivery = attempt(app, checked, metrics, request_id, key, call_by).await;
+            drop(slot);
+            delivery
+        };
         self.deliveries.once(key, fingerprint, answer_by, first).await
     }
 }
@@ -163,9 +176,9 @@ async fn attempt(
     };
     let took = begun.elapsed();
     delivery.backend_time = Some(took);
-    app.metrics.called(&metrics, Some(action), delivery.outcome, took.as_secs_f64());
+    app.metrics.answers.called(&metrics, Some(action), delivery.outcome, took.as_secs_f64());
     if let Err(Rejection::BackendContract(violation)) = &delivery.answer {
-        app.metrics.violated(&metrics, action, &violation.rule);
+        app.metrics.answers.violated(&metrics, action, &violation.rule);
     }
     delivery
 }

@@ -121,9 +121,8 @@ impl Metrics {
 
 /// One app's metrics, looked up ahead.
 pub struct AppMetrics {
-    app: String,
-    /// One for each action of the dialect, and one for what is no action.
-    actions: Vec<ActionMetrics>,
+    /// What is counted by action.
+    pub answers: AnswerMetrics,
     /// Age of verified requests.
     pub skew: Histogram,
     /// Requests being worked on.
@@ -132,9 +131,16 @@ pub struct AppMetrics {
     pub verifications: Vec<IntCounter>,
 }
 
+/// What is counted by app and action; there is one for requests without an app, too.
+pub struct AnswerMetrics {
+    app: String,
+    /// One for each action of the dialect, and one for what is no action.
+    actions: Vec<ActionMetrics>,
+}
+
 /// One action's metrics. Children are made when they are first needed, so that ten thousand
 /// apps do not mean half a million empty series.
-pub struct ActionMetrics {
+struct ActionMetrics {
     action: String,
     requests: [OnceLock<IntCounter>; Outcome::ALL.len()],
     seconds: OnceLock<Histogram>,
@@ -148,25 +154,27 @@ pub const UNKNOWN: &str = "unknown";
 
 impl AppMetrics {
     /// Looks an app's metrics up.
-    pub fn new<'k>(
-        metrics: &Metrics,
-        app: &str,
-        dialect: Option<&Dialect>,
-        keys: impl Iterator<Item = &'k str>,
-    ) -> Self {
-        let known = dialect.into_iter().flat_map(|dialect| dialect.actions.iter().map(|action| action.name.as_str()));
-        let fields = dialect.map_or(0, |dialect| dialect.fields.len());
+    pub fn new<'k>(metrics: &Metrics, app: &str, dialect: &Dialect, keys: impl Iterator<Item = &'k str>) -> Self {
         Self {
-            app: app.to_owned(),
-            actions: known.chain([UNKNOWN]).map(|action| ActionMetrics::new(action, fields)).collect(),
+            answers: AnswerMetrics::new(app, Some(dialect)),
             skew: metrics.clock_skew_seconds.with_label_values(&[app]),
             in_flight: metrics.in_flight_requests.with_label_values(&[app]),
             verifications: keys.map(|key| metrics.key_verifications.with_label_values(&[app, key])).collect(),
         }
     }
+}
+
+impl AnswerMetrics {
+    /// Prepares them; without a dialect every action is unknown.
+    pub fn new(app: &str, dialect: Option<&Dialect>) -> Self {
+        let fields = dialect.map_or(0, |dialect| dialect.fields.len());
+        let known = dialect.into_iter().flat_map(|dialect| dialect.actions.iter().map(|action| action.name.as_str()));
+        let actions = known.chain([UNKNOWN]).map(|action| ActionMetrics::new(action, fields)).collect();
+        Self { app: app.to_owned(), actions }
+    }
 
     /// The label of an action, by its position in the dialect.
-    pub fn action(&self, action: Option<usize>) -> &ActionMetrics {
+    fn action(&self, action: Option<usize>) -> &ActionMetrics {
         // The last one is always there.
         let last = self.actions.len() - 1;
         &self.actions[action.map_or(last, |action| action.min(last))]
@@ -223,11 +231,6 @@ impl ActionMetrics {
             lacking: (0..fields).map(|_| OnceLock::new()).collect(),
         }
     }
-
-    /// The action's name.
-    pub fn name(&self) -> &str {
-        &self.action
-    }
 }
 
 /// Counts something as running for as long as it lives.
@@ -254,13 +257,13 @@ mod tests {
     #[test]
     fn every_metric_can_be_registered_and_shown() {
         let metrics = Metrics::new().unwrap();
-        let app = AppMetrics::new(&metrics, "crm", None, ["k1"].into_iter());
-        app.answered(&metrics, Some(7), Outcome::Delivered, 0.1);
-        app.called(&metrics, None, Outcome::Failed, 0.1);
-        app.rejected(&metrics, "internal");
+        let dialect = &crate::dialect::builtin::load().unwrap()[0];
+        let app = AppMetrics::new(&metrics, "crm", dialect, ["k1"].into_iter());
+        app.answers.answered(&metrics, Some(77), Outcome::Delivered, 0.1);
+        app.answers.called(&metrics, None, Outcome::Failed, 0.1);
+        app.answers.rejected(&metrics, "internal");
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains(r#"spigate_requests_total{action="unknown",app="crm",outcome="delivered"} 1"#));
         assert!(text.contains(r#"spigate_key_verifications_total{app="crm",key="k1"} 0"#));
-        assert!(text.contains("# HELP spigate_build_info ") || !text.contains("build_info"));
     }
 }

@@ -19,7 +19,7 @@ use crate::access_log::{AccessLog, Line};
 use crate::clock;
 use crate::delivery::Outcome;
 use crate::exchange::{Exchange, Verdict};
-use crate::metrics::{AppMetrics, Metrics, UNKNOWN};
+use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
 use crate::peer::Peer;
 use crate::rejection::Rejection;
 use crate::stage::answer;
@@ -30,14 +30,14 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Observer {
     metrics: Arc<Metrics>,
     /// For requests that no app could be found for.
-    unknown: AppMetrics,
+    unknown: AnswerMetrics,
     log: Option<AccessLog>,
 }
 
 impl Observer {
     /// Makes an observer; without a log it only counts.
     pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
-        let unknown = AppMetrics::new(&metrics, UNKNOWN, None, std::iter::empty());
+        let unknown = AnswerMetrics::new(UNKNOWN, None);
         Self { metrics, unknown, log }
     }
 
@@ -53,7 +53,7 @@ impl Observer {
 
         let took = asked.arrival.elapsed();
         let outcome = exchange.outcome.unwrap_or(Outcome::Rejected);
-        let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics);
+        let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics.answers);
         app.answered(&self.metrics, exchange.action, outcome, took.as_secs_f64());
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());

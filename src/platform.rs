@@ -273,7 +273,7 @@ pub fn judge(contract: &ReplyContract, reply: &Reply, patience: Duration) -> (Ve
     let judged = contract.judge(body);
     let (success, said) = match &judged {
         Ok(Judgement::Success { .. }) => (true, "the reply says success".to_owned()),
-        Ok(Judgement::Refusal) => (false, "the reply says success = false: a final refusal".to_owned()),
+        Ok(Judgement::Refusal) => (false, "the reply says success = false".to_owned()),
         Err(_) => (false, "cannot be told from a reply that breaks the contract".to_owned()),
     };
     let seconds = reply.took.as_secs_f64();

@@ -1,17 +1,22 @@
 //! `spigate check-config`: is this a configuration that can be served?
 
+use std::path::PathBuf;
+
 use clap::Args;
 
-use super::{ConfigArgs, Failure, terminal};
+use super::{Failure, Overrides, load_config, terminal};
 use crate::config::raw;
 
 /// Arguments of `spigate check-config`.
 #[derive(Args)]
 pub struct CheckConfig {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+    config: Option<PathBuf>,
     #[command(flatten)]
-    config: Option<ConfigArgs>,
+    overrides: Overrides,
     /// Print the JSON schema of the configuration instead
-    #[arg(long, conflicts_with_all = ["config", "listen", "admin", "log_level", "log_format"])]
+    #[arg(long, conflicts_with = "config")]
     schema: bool,
 }
 
@@ -21,15 +26,12 @@ impl CheckConfig {
     /// # Errors
     /// Every problem of the configuration.
     pub fn run(&self) -> Result<(), Failure> {
-        if self.schema {
+        let Some(path) = &self.config else {
             let schema = serde_json::to_string_pretty(&raw::schema());
             terminal::say(&schema.map_err(|error| Failure::unusable(error.to_string()))?);
             return Ok(());
-        }
-        let Some(arguments) = &self.config else {
-            return Err(Failure::unusable("--config FILE or --schema is needed; see spigate check-config --help"));
         };
-        let config = arguments.load()?;
+        let config = load_config(path, self.overrides.settings())?;
         for warning in &config.warnings {
             terminal::complain(&format!("warning: {warning}"));
         }

@@ -22,8 +22,9 @@ use crate::clock;
 use crate::config::source::Sources;
 use crate::config::{self, Config};
 use crate::dialect::mac::SigningKey;
-use crate::dialect::{Action, ActionKind, Dialect, Presence};
-use crate::platform::{self, Order, PATIENCE, Placement, Reply, Verdict};
+use crate::dialect::reply::Judgement;
+use crate::dialect::{ActionKind, Dialect, Presence};
+use crate::platform::{self, Order, PATIENCE, Placement, Reply, Signed, Verdict};
 
 /// Arguments of `spigate demo`.
 #[derive(Args)]
@@ -50,12 +51,26 @@ const GOT: u16 = 26;
 /// A request of the demo, and what has to come of it.
 struct Step {
     title: String,
-    url: String,
+    path: &'static str,
+    action: usize,
+    time: Timestamp,
+    content: Content,
     /// Status and code that the platform must get.
     expected: (u16, Option<&'static str>),
     /// Whether the backend must hear of it.
     delivered: bool,
-    action: usize,
+}
+
+/// What a step sends.
+enum Content {
+    /// A query that was signed long ago.
+    Published(String),
+    /// The dialect's samples, signed now.
+    Samples,
+    /// The same without a field.
+    Without(String),
+    /// The same with another signature.
+    Flipped,
 }
 
 impl Demo {
@@ -80,11 +95,12 @@ impl Demo {
         let gateway = Running::start(config, None).await?;
         let base = format!("http://{}", gateway.listen);
 
-        let script = Script { dialect: &dialect, key: &key, base: &base, now: clock::now() };
+        let mut script = Script { dialect: &dialect, key: &key, base: &base, now: clock::now(), instance: None };
         let mut table = table();
         let mut wrong = Vec::new();
         for (number, step) in script.steps()?.iter().enumerate() {
-            let reply = platform::call(&step.url, None, PATIENCE).await;
+            let url = script.url(step)?;
+            let reply = platform::call(&url, None, PATIENCE).await;
             let reply = reply.map_err(|error| Failure::negative(format!("{}: {error}", step.title)))?;
             let received = backend.take_received();
             let problems = step.problems(&dialect, &reply, &received);
@@ -92,11 +108,12 @@ impl Demo {
             let nothing = || "nothing".to_owned();
             table.add_row([
                 format!("{}. {}\n{mark}", number + 1, step.title),
-                lines(&sent(&step.url), SENT),
+                lines(&sent(&url), SENT),
                 received.first().map_or_else(nothing, |request| lines(request, RECEIVED)),
                 lines(&got(&reply), GOT),
             ]);
             wrong.extend(problems.into_iter().map(|problem| format!("{}: {problem}", step.title)));
+            script.learn(step, &reply);
         }
         terminal::say(&table.to_string());
         if !wrong.is_empty() {
@@ -106,8 +123,8 @@ impl Demo {
         if self.once {
             return Ok(());
         }
-        let action = script.action(ActionKind::Create)?;
-        let again = script.sign("/spi", &dialect.actions[action], script.now, None)?;
+        let again = Step { time: clock::now(), ..script.step("", ActionKind::Create)? };
+        let again = script.sign(&again)?;
         terminal::say(&format!(
             "\nnotify URL   {base}/spi\nadmin        http://{0}/metrics  http://{0}/readyz\nbackend      http://{backend_address}",
             gateway.admin
@@ -128,19 +145,17 @@ struct Script<'a> {
     key: &'a SigningKey,
     base: &'a str,
     now: Timestamp,
+    /// The instance that the purchase made; later steps are about it.
+    instance: Option<String>,
 }
 
 impl Script<'_> {
     fn steps(&self) -> Result<Vec<Step>, Failure> {
         let mut steps = Vec::new();
         if let Some(published) = self.dialect.published.first() {
-            steps.push(Step {
-                title: format!("The {}, byte for byte", published.title),
-                url: format!("{}/published?{}", self.base, published.query),
-                expected: (200, None),
-                delivered: true,
-                action: self.action(ActionKind::Create)?,
-            });
+            let title = format!("The {}, byte for byte", published.title);
+            let content = Content::Published(published.query.clone());
+            steps.push(Step { path: "/published", content, ..self.step(&title, ActionKind::Create)? });
         }
         for (kind, title) in [
             (ActionKind::Test, "Connection test"),
@@ -152,77 +167,47 @@ impl Script<'_> {
         ] {
             // A user's dialect need not have them all.
             if self.dialect.action_of(kind).is_some() {
-                steps.push(self.step(title, "/spi", kind, self.now, None, (200, None), true)?);
+                steps.push(self.step(title, kind)?);
             }
         }
-        let create = ActionKind::Create;
-        let action = &self.dialect.actions[self.action(create)?];
-        let signed = self.sign("/spi", action, self.now, None)?;
-        let flipped = if signed.signature.starts_with('A') { "B" } else { "A" };
-        let flipped = format!("{flipped}{}", &signed.signature[1..]);
-        let mut refused = self.step(
-            "Refused: one bit of the signature flipped",
-            "/spi",
-            create,
-            self.now,
-            None,
-            (401, Some("signature_invalid")),
-            false,
-        )?;
-        refused.url = signed.with_signature(flipped).url(Placement::Query);
-        steps.push(refused);
+        steps.push(Step {
+            content: Content::Flipped,
+            ..self.refused("the signature was changed", (401, "signature_invalid"))?
+        });
         if self.dialect.time.is_some() {
-            let yesterday = self.now - SignedDuration::from_hours(24);
-            steps.push(self.step(
-                "Refused: signed a day ago",
-                "/spi",
-                create,
-                yesterday,
-                None,
-                (401, Some("timestamp_expired")),
-                false,
-            )?);
+            let time = self.now - SignedDuration::from_hours(24);
+            steps.push(Step { time, ..self.refused("signed a day ago", (401, "timestamp_expired"))? });
         }
-        let required =
-            self.dialect.fields.iter().zip(&action.presence).find(|(_, presence)| **presence == Presence::Required);
-        if let Some((field, _)) = required {
-            let title = format!("Refused: signed, but {} is missing", field.name);
-            steps.push(self.step(
-                &title,
-                "/spi",
-                create,
-                self.now,
-                Some(&field.name),
-                (400, Some("field_missing")),
-                false,
-            )?);
+        let create = &self.dialect.actions[self.action(ActionKind::Create)?];
+        let mut fields = self.dialect.fields.iter().zip(&create.presence);
+        if let Some((field, _)) = fields.find(|(_, presence)| **presence == Presence::Required) {
+            let title = format!("signed, but {} is missing", field.name);
+            let content = Content::Without(field.name.clone());
+            steps.push(Step { content, ..self.refused(&title, (400, "field_missing"))? });
         }
-        steps.push(self.step(
-            "Refused: the backend's reply breaks the contract",
-            BROKEN,
-            create,
-            self.now,
-            None,
-            (502, Some("backend_contract")),
-            true,
-        )?);
+        steps.push(Step {
+            path: BROKEN,
+            delivered: true,
+            ..self.refused("the backend's reply breaks the contract", (502, "backend_contract"))?
+        });
         Ok(steps)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a row of a table: each stands for a column")]
-    fn step(
-        &self,
-        title: &str,
-        path: &str,
-        kind: ActionKind,
-        time: Timestamp,
-        without: Option<&str>,
-        expected: (u16, Option<&'static str>),
-        delivered: bool,
-    ) -> Result<Step, Failure> {
-        let action = self.action(kind)?;
-        let url = self.sign(path, &self.dialect.actions[action], time, without)?.url(Placement::Query);
-        Ok(Step { title: title.to_owned(), url, expected, delivered, action })
+    fn step(&self, title: &str, kind: ActionKind) -> Result<Step, Failure> {
+        Ok(Step {
+            title: title.to_owned(),
+            path: "/spi",
+            action: self.action(kind)?,
+            time: self.now,
+            content: Content::Samples,
+            expected: (200, None),
+            delivered: true,
+        })
+    }
+
+    fn refused(&self, title: &str, (status, code): (u16, &'static str)) -> Result<Step, Failure> {
+        let step = self.step(&format!("Refused: {title}"), ActionKind::Create)?;
+        Ok(Step { expected: (status, Some(code)), delivered: false, ..step })
     }
 
     fn action(&self, kind: ActionKind) -> Result<usize, Failure> {
@@ -230,18 +215,40 @@ impl Script<'_> {
         position.ok_or_else(|| Failure::unusable("the demo needs a dialect with an action of kind create"))
     }
 
-    fn sign(
-        &self,
-        path: &str,
-        action: &Action,
-        time: Timestamp,
-        without: Option<&str>,
-    ) -> Result<platform::Signed, Failure> {
+    fn url(&self, step: &Step) -> Result<String, Failure> {
+        match &step.content {
+            Content::Published(query) => Ok(format!("{}{}?{query}", self.base, step.path)),
+            Content::Flipped => {
+                let signed = self.sign(step)?;
+                let first = if signed.signature.starts_with('A') { "B" } else { "A" };
+                let flipped = format!("{first}{}", &signed.signature[1..]);
+                Ok(signed.with_signature(flipped).url(Placement::Query))
+            }
+            Content::Samples | Content::Without(_) => Ok(self.sign(step)?.url(Placement::Query)),
+        }
+    }
+
+    fn sign(&self, step: &Step) -> Result<Signed, Failure> {
+        let action = &self.dialect.actions[step.action];
         let mut fields = platform::samples(self.dialect, action, &[]);
-        fields.retain(|(name, _)| Some(name.as_str()) != without);
-        let url = format!("{}{path}", self.base);
-        let order = Order { dialect: self.dialect, url: &url, action, fields: &fields, time };
+        if let Content::Without(field) = &step.content {
+            fields.retain(|(name, _)| name != field);
+        }
+        if let (Some(field), Some(instance)) = (self.dialect.instance, &self.instance) {
+            let name = &self.dialect.fields[field].name;
+            fields.iter_mut().filter(|(known, _)| known == name).for_each(|(_, value)| value.clone_from(instance));
+        }
+        let url = format!("{}{}", self.base, step.path);
+        let order = Order { dialect: self.dialect, url: &url, action, fields: &fields, time: step.time };
         order.sign(self.key).map_err(|error| Failure::unusable(error.to_string()))
+    }
+
+    /// What a purchase made is what the next steps renew, upgrade and delete.
+    fn learn(&mut self, step: &Step, reply: &Reply) {
+        let contract = &self.dialect.actions[step.action].reply;
+        if let Ok(Judgement::Success { instance_id: Some(id) }) = contract.judge(&reply.raw.body) {
+            self.instance = Some(id);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `spigate serve`: the gateway as a process, from the configuration to the last request.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,11 +9,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-use super::{ConfigArgs, Failure};
+use super::{Failure, Overrides, load_config};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::app::App;
-use crate::config::{Config, ShutdownConfig};
+use crate::config::{Config, ShutdownConfig, units};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::observe::Observer;
@@ -24,8 +25,11 @@ use crate::telemetry::{self, Telemetry};
 /// Arguments of `spigate serve`.
 #[derive(Args)]
 pub struct Serve {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
     #[command(flatten)]
-    config: ConfigArgs,
+    overrides: Overrides,
 }
 
 impl Serve {
@@ -34,10 +38,10 @@ impl Serve {
     /// # Errors
     /// Problems of the configuration, and addresses that cannot be used.
     pub fn run(&self) -> Result<(), Failure> {
-        let config = self.config.load()?;
+        let config = load_config(&self.config, self.overrides.settings())?;
         let telemetry = telemetry::init(&config.log);
         for warning in &config.warnings {
-            tracing::warn!(place = %warning.place, key = %warning.path, "{}", warning.message);
+            tracing::warn!("{warning}");
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -98,7 +102,7 @@ impl Running {
             routes: Routes::new(apps),
             limits: config.limits,
             deliveries: deliveries.clone(),
-            slots: Semaphore::new(config.limits.in_flight),
+            slots: Arc::new(Semaphore::new(config.limits.in_flight)),
             metrics: Arc::clone(&metrics),
         });
         let log = telemetry
@@ -121,7 +125,7 @@ impl Running {
     /// Stops: first not ready, then no new connections, then what still runs, within limits.
     pub async fn stop(self) {
         let ShutdownConfig { delay, grace } = self.shutdown;
-        tracing::info!(delay_ms = delay.as_millis(), "stopping: not ready any more");
+        tracing::info!(delay = units::show_duration(delay), "stopping: not ready any more");
         self.ready.send_replace(false);
         tokio::time::sleep(delay).await;
         self.stop.send_replace(true);

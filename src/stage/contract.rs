@@ -42,7 +42,7 @@ pub fn check(
     let request = dialect.check_request(params, time, app.config.strictness)?;
     refuse_dot_segments(app, &request)?;
     for &field in request.lacking() {
-        app.metrics.lacked(metrics, request.action_index(), field, &dialect.fields[field].name);
+        app.metrics.answers.lacked(metrics, request.action_index(), field, &dialect.fields[field].name);
     }
     let query = if app.config.backend.send == Send::Raw { received.query().to_owned() } else { String::new() };
     Ok(Checked { request, signature, key, query, passed_on })

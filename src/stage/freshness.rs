@@ -16,9 +16,13 @@ pub struct Fresh {
 }
 
 impl Fresh {
-    /// The signed time, where the dialect has one.
-    pub fn time(&self) -> Option<Timestamp> {
-        self.time
+    /// Position of its action, if the dialect has it.
+    pub fn action(&self, app: &App) -> Option<usize> {
+        let dialect = &*app.config.dialect;
+        match self.verified.params().get(&dialect.action_parameter) {
+            Lookup::Once(name) => dialect.action_index(name),
+            Lookup::Absent | Lookup::Repeated => None,
+        }
     }
 
     pub(super) fn into_parts(self) -> (Verified, Option<Timestamp>) {

@@ -9,6 +9,7 @@
 )]
 
 mod corpora;
+mod house;
 mod properties;
 mod support;
 mod vectors;
