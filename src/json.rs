@@ -109,13 +109,44 @@ pub fn is_object(document: &[u8]) -> Result<bool, JsonError> {
 
 /// Drops the white space between the tokens of a **checked** document.
 pub fn compact(document: &str) -> String {
-    rewrite(document, |char, out| out.push(char))
+    let mut out = String::with_capacity(document.len());
+    let mut rest = document;
+    while let Some(quote) = rest.find('"') {
+        let (between, string) = rest.split_at(quote);
+        out.extend(between.split_ascii_whitespace());
+        let (string, tail) = string.split_at(string_length(string));
+        out.push_str(string);
+        rest = tail;
+    }
+    out.extend(rest.split_ascii_whitespace());
+    out
 }
 
-/// The same, with everything outside ASCII written as `\uXXXX`: survives every header decoder.
-pub fn compact_ascii(document: &str) -> String {
-    rewrite(document, |char, out| {
-        if char.is_ascii() && char != '\x7f' {
+/// The length of the string literal that `text` begins with, quotes included.
+fn string_length(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = 1;
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found + 1;
+        if bytes[at - 1] == b'"' {
+            return at;
+        }
+        // Whatever follows a backslash is not the end. It is one byte: JSON escapes are ASCII.
+        at += 1;
+    }
+    text.len()
+}
+
+/// A document with everything outside ASCII written as `\uXXXX`: survives every header decoder.
+/// Only strings can hold such characters.
+pub fn ascii(document: &str) -> Cow<'_, str> {
+    let plain = |char: char| char.is_ascii() && char != '\x7f';
+    if document.chars().all(plain) {
+        return Cow::Borrowed(document);
+    }
+    let mut out = String::with_capacity(2 * document.len());
+    for char in document.chars() {
+        if plain(char) {
             out.push(char);
         } else {
             use fmt::Write as _;
@@ -124,24 +155,8 @@ pub fn compact_ascii(document: &str) -> String {
                 let _ = write!(out, "\\u{unit:04x}");
             }
         }
-    })
-}
-
-fn rewrite(document: &str, push: impl Fn(char, &mut String)) -> String {
-    let mut out = String::with_capacity(document.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for char in document.chars() {
-        if in_string {
-            in_string = escaped || char != '"';
-            escaped = !escaped && char == '\\';
-        } else if char == '"' {
-            in_string = true;
-        } else if char.is_ascii_whitespace() {
-            continue;
-        }
-        push(char, &mut out);
     }
-    out
+    Cow::Owned(out)
 }
 
 /// One value of the document, on its way through serde.
@@ -303,7 +318,7 @@ mod tests {
     fn compacts_without_touching_strings_or_numbers() {
         let document = "{ \"a b\" :\t[1.50 , \"\\\" , \\\\\" , 10000000000000000999],\n\"套\": \"a 😀\" }";
         assert_eq!(compact(document), r#"{"a b":[1.50,"\" , \\",10000000000000000999],"套":"a 😀"}"#);
-        let ascii = compact_ascii(document);
+        let ascii = ascii(&compact(document)).into_owned();
         assert_eq!(ascii, r#"{"a b":[1.50,"\" , \\",10000000000000000999],"\u5957":"a \ud83d\ude00"}"#);
         let (before, after): (serde_json::Value, serde_json::Value) =
             (serde_json::from_str(document).unwrap(), serde_json::from_str(&ascii).unwrap());

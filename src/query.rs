@@ -8,6 +8,7 @@
 //! Rules (`protocol.md` section 2, 1): `&` separates, the first `=` ends the name, `+` is a
 //! space, a name without `=` has an empty value, empty pairs are skipped, `;` is data.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Decoded parameters of one query string.
@@ -23,6 +24,8 @@ pub struct Params {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
+    /// The first eight bytes of the name, so that most comparisons are one of numbers.
+    prefix: u64,
     /// Where the name begins.
     start: u32,
     name_end: u32,
@@ -30,6 +33,17 @@ struct Entry {
 }
 
 impl Entry {
+    /// The entry whose value ends where `text` ends.
+    fn new(text: &[u8], start: u32, name_end: u32) -> Self {
+        let prefix = prefix(&text[start as usize..name_end as usize]);
+        Self { prefix, start, name_end, value_end: position(text) }
+    }
+
+    fn by_name(&self, other: &Self, text: &str) -> Ordering {
+        let names = || name_of(text, self).as_bytes().cmp(name_of(text, other).as_bytes());
+        self.prefix.cmp(&other.prefix).then_with(names)
+    }
+
     /// The received order. Starts alone do not tell it: an empty name with an empty value begins
     /// where the next entry does.
     fn order(&self) -> (u32, u32) {
@@ -130,14 +144,12 @@ impl Params {
             decode(name, &mut text)?;
             let name_end = position(&text);
             decode(value, &mut text)?;
-            entries.push(Entry { start, name_end, value_end: position(&text) });
+            entries.push(Entry::new(&text, start, name_end));
         }
         // Every component was checked on its own, so this cannot fail; it is one pass over a
         // short text, and cheaper than trusting.
         let text = String::from_utf8(text).map_err(|_| QueryError::NotUtf8)?;
-        entries.sort_unstable_by(|a, b| {
-            name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()).then(a.order().cmp(&b.order()))
-        });
+        entries.sort_unstable_by(|a, b| a.by_name(b, &text).then_with(|| a.order().cmp(&b.order())));
         Ok(Self { text, entries })
     }
 
@@ -150,9 +162,9 @@ impl Params {
             text.push_str(name);
             let name_end = position(text.as_bytes());
             text.push_str(value);
-            entries.push(Entry { start, name_end, value_end: position(text.as_bytes()) });
+            entries.push(Entry::new(text.as_bytes(), start, name_end));
         }
-        entries.sort_by(|a, b| name_of(&text, a).as_bytes().cmp(name_of(&text, b).as_bytes()));
+        entries.sort_by(|a, b| a.by_name(b, &text));
         Self { text, entries }
     }
 
@@ -189,9 +201,14 @@ impl Params {
 
     /// Looks for a parameter by its decoded name; its place is good for these parameters only.
     pub fn find(&self, name: &str) -> Found {
-        let is_before = |entry: &Entry| name_of(&self.text, entry).as_bytes() < name.as_bytes();
+        let prefix = prefix(name.as_bytes());
+        let is_before =
+            |entry: &Entry| (entry.prefix, name_of(&self.text, entry).as_bytes()) < (prefix, name.as_bytes());
         let from = self.entries.partition_point(is_before);
-        let is_it = |at: usize| self.entries.get(at).is_some_and(|entry| name_of(&self.text, entry) == name);
+        let is_it = |at: usize| {
+            let entry = self.entries.get(at);
+            entry.is_some_and(|entry| entry.prefix == prefix && name_of(&self.text, entry) == name)
+        };
         match (is_it(from), is_it(from + 1)) {
             (false, _) => Found::Absent,
             (true, false) => Found::Once(Place(from)),
@@ -226,23 +243,34 @@ fn position(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
 
+/// The first eight bytes of a name as a number that sorts as they do. Shorter names are filled
+/// up with zeros; where that makes two names equal, the names themselves are compared.
+fn prefix(name: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let length = name.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&name[..length]);
+    u64::from_be_bytes(bytes)
+}
+
 /// Decodes one name or value to the end of `text`.
 fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
     let start = text.len();
     let mut rest = encoded;
-    while let [byte, tail @ ..] = rest {
-        let (decoded, tail) = match byte {
-            b'+' => (b' ', tail),
-            b'%' => match tail {
-                [high, low, tail @ ..] => {
-                    let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low)) else {
-                        return Err(QueryError::BadEscape);
-                    };
-                    (high << 4 | low, tail)
-                }
-                _ => return Err(QueryError::BadEscape),
-            },
-            byte => (*byte, tail),
+    loop {
+        // What needs no decoding is copied in one piece.
+        let plain = rest.iter().position(|&byte| IS_SPECIAL[usize::from(byte)]).unwrap_or(rest.len());
+        text.extend_from_slice(&rest[..plain]);
+        let (decoded, tail) = match &rest[plain..] {
+            [] => break,
+            [b'+', tail @ ..] => (b' ', tail),
+            [b'%', high, low, tail @ ..] => {
+                let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low)) else {
+                    return Err(QueryError::BadEscape);
+                };
+                (high << 4 | low, tail)
+            }
+            [b'%', ..] => return Err(QueryError::BadEscape),
+            [byte, tail @ ..] => (*byte, tail),
         };
         if matches!(decoded, 0 | b'\r' | b'\n') {
             return Err(QueryError::ControlCharacter);
@@ -250,8 +278,20 @@ fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
         text.push(decoded);
         rest = tail;
     }
-    std::str::from_utf8(&text[start..]).map(|_| ()).map_err(|_| QueryError::NotUtf8)
+    let decoded = &text[start..];
+    if decoded.is_ascii() || std::str::from_utf8(decoded).is_ok() { Ok(()) } else { Err(QueryError::NotUtf8) }
 }
+
+/// Bytes that do not simply stand for themselves.
+static IS_SPECIAL: [bool; 256] = {
+    let mut table = [false; 256];
+    table[b'+' as usize] = true;
+    table[b'%' as usize] = true;
+    table[0] = true;
+    table[b'\r' as usize] = true;
+    table[b'\n' as usize] = true;
+    table
+};
 
 fn hex_digit(byte: u8) -> Option<u8> {
     match byte {

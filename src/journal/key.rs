@@ -46,12 +46,8 @@ impl DeliveryKey {
     /// The value of the `Idempotency-Key` header: the same for every attempt of this delivery,
     /// before and after any restart.
     pub fn idempotency_key(&self) -> String {
-        use fmt::Write as _;
-        self.0[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        let digits = self.0[..16].iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Eighth stop: the request as the backend wants it. Built anew, never edited: what a client
 //! sent reaches the backend only where this file puts it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
@@ -51,6 +53,8 @@ pub struct Template {
     dialect: HeaderValue,
     actions: Vec<HeaderValue>,
     keys: Vec<HeaderValue>,
+    action_param: HeaderName,
+    time_param: HeaderName,
     fields: Vec<HeaderName>,
     /// For each action: its target, where neither fields nor parameters are part of it.
     targets: Vec<Option<Uri>>,
@@ -65,6 +69,8 @@ impl Template {
             dialect: header_value(&config.dialect.name),
             actions: config.dialect.actions.iter().map(|action| header_value(&action.name)).collect(),
             keys: config.keys.iter().map(|key| header_value(&key.id)).collect(),
+            action_param: param_header(&config.dialect.action_parameter),
+            time_param: param_header(config.dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
             fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
             targets: config
                 .backend
@@ -108,7 +114,7 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     *outgoing.uri_mut() = uri;
 
     let headers = outgoing.headers_mut();
-    headers.reserve(16);
+    headers.reserve(24);
     headers.insert(HOST, backend.endpoint.authority.clone());
     for (name, value) in &checked.passed_on {
         headers.append(name, value.clone());
@@ -248,13 +254,14 @@ fn put_params(headers: &mut HeaderMap, app: &App, request: &SpiRequest) {
     let dialect = &*app.config.dialect;
     for (name, value) in request.documented(dialect) {
         let header = match dialect.field_index(name) {
-            Some(field) => app.template.fields[field].clone(),
-            None => param_header(name),
+            Some(field) => &app.template.fields[field],
+            None if name == dialect.action_parameter => &app.template.action_param,
+            None => &app.template.time_param,
         };
-        let text = match value {
+        let text: Cow<'_, str> = match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
-            Value::Object(document) => json::compact_ascii(document),
-            value => utf8_percent_encode(as_text(&value), HEADER).to_string(),
+            Value::Object(document) => json::ascii(document),
+            value => utf8_percent_encode(as_text(&value), HEADER).into(),
         };
         // Both are visible ASCII by now.
         if let Ok(text) = HeaderValue::from_str(&text) {
@@ -344,6 +351,6 @@ impl JsonObject {
 /// A configured name as a header value. Names are checked to be visible ASCII; a dialect's own
 /// names may be anything, and are encoded.
 fn header_value(text: &str) -> HeaderValue {
-    let encoded = utf8_percent_encode(text, HEADER).to_string();
+    let encoded: Cow<'_, str> = utf8_percent_encode(text, HEADER).into();
     HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
 }
