@@ -1,0 +1,10 @@
+//! Black-box tests: the real binary between a scripted backend and a raw client.
+//!
+//! Each module is a capability, each test is named after what it shows. Every test has its own
+//! gateway, backend and directory, so they run in any order and at once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
+
+mod query;
+mod signature;
+mod support;
