@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod headers;
 mod query;
 mod signature;
 mod support;
+mod target_and_host;
