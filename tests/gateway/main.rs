@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod framing;
 mod headers;
 mod query;
 mod signature;

@@ -201,6 +201,11 @@ impl Backend {
         self.record.borrow().stray.clone()
     }
 
+    /// Begins anew with counting.
+    pub(crate) fn forget(&self) {
+        self.record.send_modify(|record| record.requests.clear());
+    }
+
     /// The only request so far.
     pub(crate) fn only_request(&self) -> Seen {
         let mut requests = self.requests();

@@ -86,6 +86,12 @@ impl Connection {
         self
     }
 
+    /// Sends nothing more.
+    pub(crate) async fn half_close(&mut self) {
+        // A gateway that has closed already is as good.
+        let _ = self.stream.shutdown().await;
+    }
+
     /// The next final answer; `None` if the connection ends before one.
     pub(crate) async fn reply(&mut self) -> Option<Reply> {
         loop {
