@@ -5,9 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod backend;
 mod framing;
 mod headers;
 mod query;
 mod signature;
+mod slow;
 mod support;
 mod target_and_host;

@@ -86,10 +86,15 @@ impl Connection {
         self
     }
 
-    /// Sends nothing more.
-    pub(crate) async fn half_close(&mut self) {
-        // A gateway that has closed already is as good.
-        let _ = self.stream.shutdown().await;
+    /// Whether the gateway has closed the connection by now.
+    pub(crate) async fn has_ended(&mut self) -> bool {
+        // The timer's resolution: long enough to see what has come, no wait for anything.
+        let read = self.stream.read_buf(&mut self.buffer);
+        match tokio::time::timeout(std::time::Duration::from_millis(1), read).await {
+            Ok(read) => self.ended = matches!(read, Ok(0) | Err(_)),
+            Err(_) => {}
+        }
+        self.ended
     }
 
     /// The next final answer; `None` if the connection ends before one.
