@@ -9,7 +9,7 @@ use http::{Method, Version, request};
 use crate::config::Limits;
 use crate::rejection::{Malformed, Rejection};
 
-/// Most headers of a request.
+/// Most headers of a request, with the request id that it is given here.
 pub const MAX_HEADERS: usize = 100;
 /// Most bytes of a request's headers.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
@@ -49,6 +49,11 @@ pub fn receive<'r>(parts: &'r request::Parts, has_body: bool, limits: &Limits) -
     let host = host(parts)?;
     if parts.method != Method::GET {
         return Err(Rejection::MethodNotAllowed);
+    }
+    // `*` and a bare authority belong to methods that SPI has not; raw bytes beyond ASCII belong
+    // to no path at all.
+    if !parts.uri.path().starts_with('/') || !parts.uri.path().is_ascii() {
+        return Err(Rejection::MalformedRequest(Malformed::Target));
     }
     let empty = parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0");
     if has_body || !empty || parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.contains_key(UPGRADE) {

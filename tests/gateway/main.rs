@@ -1,0 +1,15 @@
+//! Black-box tests: the real binary between a scripted backend and a raw client.
+//!
+//! Each module is a capability, each test is named after what it shows. Every test has its own
+//! gateway, backend and directory, so they run in any order and at once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
+
+mod backend;
+mod framing;
+mod headers;
+mod query;
+mod signature;
+mod slow;
+mod support;
+mod target_and_host;

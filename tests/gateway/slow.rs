@@ -1,0 +1,96 @@
+//! Slow and idle clients are let go, and nobody waits for them.
+
+use crate::support::backend::{Backend, CREATED, json};
+use crate::support::client::{Connection, get};
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::order::create;
+use crate::support::within_deadline;
+
+async fn impatient(backend: &Backend) -> Gateway {
+    Setup::new(backend).top("[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\n").start().await
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_closes_the_connection() {
+    let backend = Backend::confirming().await;
+    let gateway = impatient(&backend).await;
+    let head = get(&create().target(), "");
+    for part in ["", "G", "GET /spi", &head[..head.len() - 2], "\r\n\r\n"] {
+        let mut connection = Connection::open(gateway.listen).await;
+        connection.send(part).await;
+        assert!(connection.until_closed().await.is_empty(), "{part:?}");
+    }
+    assert_eq!(backend.count(), 0);
+    gateway.order(&create()).await.assert_is(CREATED);
+}
+
+#[tokio::test]
+async fn sending_a_head_byte_by_byte_buys_no_time() {
+    let backend = Backend::confirming().await;
+    let gateway = impatient(&backend).await;
+    let mut connection = Connection::open(gateway.listen).await;
+    connection.send("GET /spi HTTP/1.1\r\nX: ").await;
+    let trickle = async {
+        while !connection.has_ended().await {
+            connection.send("x").await;
+        }
+    };
+    within_deadline("the end of a trickled head", trickle).await;
+    assert_eq!(backend.count(), 0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_answer() {
+    let backend = Backend::confirming().await;
+    let gateway = impatient(&backend).await;
+    let mut connection = Connection::open(gateway.listen).await;
+    connection.send(get(&create().target(), "")).await;
+    assert_eq!(connection.until_closed().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_backend_is_no_reason_to_close_the_callers_connection() {
+    let gate = crate::support::backend::Gate::closed();
+    let wait = gate.clone();
+    let backend =
+        Backend::start(move |_| [vec![crate::support::backend::Step::Wait(wait.clone())], json(CREATED)].concat())
+            .await;
+    let gateway = impatient(&backend).await;
+    let mut waiting = Connection::open(gateway.listen).await;
+    waiting.send(get(&create().target(), "")).await;
+    backend.wait_for(1).await;
+    // An idle connection that begins now is closed before the gate opens.
+    assert!(gateway.raw("").await.is_empty());
+    gate.open();
+    waiting.reply().await.unwrap().assert_is(CREATED);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_let_go() {
+    // More than the socket buffers of both ends take.
+    let message = "m".repeat(24 * 1024 * 1024);
+    let body = format!(r#"{{"success":true,"instanceId":"i","message":"{message}"}}"#);
+    let backend = Backend::start(move |_| json(&body)).await;
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nreply_bytes = \"32MiB\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    let mut connection = Connection::open(gateway.listen).await;
+    connection.send(get(&create().target(), "")).await;
+    backend.wait_for(1).await;
+    gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0).await;
+}
+
+#[tokio::test]
+async fn many_idle_connections_do_not_keep_others_from_being_served() {
+    let backend = Backend::confirming().await;
+    let gateway = Gateway::over(&backend).await;
+    let mut idle = Vec::new();
+    for number in 0..300 {
+        let mut connection = Connection::open(gateway.listen).await;
+        if number % 2 == 0 {
+            connection.send("GET /spi HTTP/1.1\r\n").await;
+        }
+        idle.push(connection);
+    }
+    gateway.wait_for_metric("spigate_connections", |connections| connections >= 300.0).await;
+    gateway.order(&create()).await.assert_is(CREATED);
+}

@@ -1,0 +1,66 @@
+//! The real binary between a scripted backend and a raw client.
+
+pub(crate) mod backend;
+pub(crate) mod client;
+pub(crate) mod corpora;
+pub(crate) mod gateway;
+pub(crate) mod order;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long anything may take before a test gives up on it. Far above what a loaded machine
+/// needs, and below the gateway's own timeouts as [`gateway::Setup`] sets them.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The future's result, or a panic that says what was waited for.
+pub(crate) async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {DEADLINE:?}"))
+}
+
+/// A number that no other test of this run has.
+pub(crate) fn unique() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A directory of one test, gone with it.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("spigate-test-{}-{}", std::process::id(), unique()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What is left over lies in the system's temporary directory.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether a program can be run. Without it a test is skipped by name, but never in CI.
+pub(crate) fn has_program(name: &str) -> bool {
+    let found = std::process::Command::new(name).arg("--version").output().is_ok();
+    if !found {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{name} is missing and CI must not skip");
+        println!("skipped: {name} is missing");
+    }
+    found
+}

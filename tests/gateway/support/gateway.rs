@@ -1,0 +1,280 @@
+//! The gateway as a process of its own, with a configuration made for one test.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::backend::Backend;
+use super::client::{self, Reply};
+use super::order::{KEY, Order};
+use super::{Directory, within_deadline};
+
+/// A configuration in pieces; what a test does not set has defaults that suit tests.
+pub(crate) struct Setup {
+    url: String,
+    top: String,
+    dialect: String,
+    app: String,
+    backend: String,
+    more: String,
+    directory: Directory,
+    wrapper: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// One app called `crm` at `/spi` whose backend is `backend`.
+    pub(crate) fn new(backend: &Backend) -> Self {
+        Self::to(backend.url("/internal/spi"))
+    }
+
+    /// One app called `crm` at `/spi` whose backend has this url.
+    pub(crate) fn to(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            top: String::new(),
+            dialect: "qingcloud-appcenter".into(),
+            app: String::new(),
+            backend: String::new(),
+            more: String::new(),
+            directory: Directory::new(),
+            wrapper: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// TOML at the top: keys first, then whole tables.
+    pub(crate) fn top(mut self, toml: &str) -> Self {
+        self.top.push_str(toml);
+        self
+    }
+
+    pub(crate) fn dialect(mut self, name: &str) -> Self {
+        self.dialect = name.into();
+        self
+    }
+
+    /// Keys of the app.
+    pub(crate) fn app(mut self, toml: &str) -> Self {
+        self.app.push_str(toml);
+        self.app.push('\n');
+        self
+    }
+
+    /// Keys of the app's backend.
+    pub(crate) fn backend(mut self, toml: &str) -> Self {
+        self.backend.push_str(toml);
+        self.backend.push('\n');
+        self
+    }
+
+    /// TOML at the end: subtables of the app, further apps.
+    pub(crate) fn more(mut self, toml: &str) -> Self {
+        self.more.push_str(toml);
+        self
+    }
+
+    /// A file beside the configuration.
+    pub(crate) fn file(self, name: &str, text: &str) -> Self {
+        self.directory.write(name, text);
+        self
+    }
+
+    /// Runs the gateway by means of another program.
+    pub(crate) fn through(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    fn toml(&self) -> String {
+        let Self { url, top, dialect, app, backend, more, .. } = self;
+        // Timeouts that no test is about lie above every deadline of the tests.
+        let limits = if top.contains("[limits]") {
+            ""
+        } else {
+            "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n"
+        };
+        format!(
+            "{top}\n{limits}
+            [listen]\naddress = \"127.0.0.1:0\"
+            [admin]\naddress = \"127.0.0.1:0\"
+            [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{dialect}\"
+            keys = [{{ id = \"k-2026\", value = \"{KEY}\" }}]\n{app}
+            [apps.backend]\nurl = \"{url}\"\n{backend}\n{more}"
+        )
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    pub(crate) async fn start(self) -> Gateway {
+        let config = self.directory.write("spigate.toml", &self.toml());
+        let binary = env!("CARGO_BIN_EXE_spigate");
+        let mut command = match self.wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        command.arg("serve").arg("--config").arg(config);
+        without_settings(&mut command).envs(self.environment);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the gateway");
+        let output = watch::Sender::new(Vec::new());
+        let readers =
+            [keep(child.stdout.take().unwrap(), output.clone()), keep(child.stderr.take().unwrap(), output.clone())];
+        let mut gateway = Gateway {
+            child,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            output,
+            readers: Some(readers),
+            directory: self.directory,
+        };
+        let ready = gateway.line("the ready line", |line| line["message"] == "ready").await;
+        let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
+        (gateway.listen, gateway.admin) = (address("listen"), address("admin"));
+        gateway
+    }
+}
+
+/// Settings around the test run must not reach the gateway's configuration.
+pub(crate) fn without_settings(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SPIGATE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Keeps whole lines, so that the two streams do not cut into each other.
+fn keep(stream: impl Read + Send + 'static, output: watch::Sender<Vec<u8>>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            output.send_modify(|output| output.append(&mut line));
+        }
+    })
+}
+
+/// A running gateway; killed when it goes out of scope.
+pub(crate) struct Gateway {
+    child: Child,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    output: watch::Sender<Vec<u8>>,
+    readers: Option<[std::thread::JoinHandle<()>; 2]>,
+    directory: Directory,
+}
+
+impl Gateway {
+    /// A configuration with nothing special.
+    pub(crate) async fn over(backend: &Backend) -> Self {
+        Setup::new(backend).start().await
+    }
+
+    /// Sends an order the plain way.
+    pub(crate) async fn order(&self, order: &Order<'_>) -> Reply {
+        self.get(&order.target()).await
+    }
+
+    /// Sends a plain GET on a connection of its own.
+    pub(crate) async fn get(&self, target: &str) -> Reply {
+        self.get_with(target, "").await
+    }
+
+    /// The same with further header lines.
+    pub(crate) async fn get_with(&self, target: &str, headers: &str) -> Reply {
+        client::one_reply(self.listen, client::get(target, headers)).await
+    }
+
+    /// Sends bytes and reads until the gateway closes the connection.
+    pub(crate) async fn raw(&self, bytes: impl AsRef<[u8]>) -> Vec<Reply> {
+        client::until_closed(self.listen, bytes).await
+    }
+
+    /// Standard output and standard error so far.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&self.output.borrow()).into_owned()
+    }
+
+    /// The first JSON line that fits, once it is there.
+    pub(crate) async fn line(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let find = |output: &[u8]| {
+            let lines = output.split(|&byte| byte == b'\n');
+            lines.filter_map(|line| serde_json::from_slice(line).ok()).find(|line| fits(line))
+        };
+        let mut output = self.output.subscribe();
+        let found = tokio::time::timeout(super::DEADLINE, output.wait_for(|output| find(output).is_some())).await;
+        let output = found.unwrap_or_else(|_| panic!("{what}: not in\n{}", self.output())).unwrap();
+        find(&output).unwrap()
+    }
+
+    /// The access line of an answer.
+    pub(crate) async fn access_line(&self, reply: &Reply) -> Value {
+        let id = reply.request_id();
+        self.line("the access line", |line| line["message"] == "request" && line["request_id"] == id).await
+    }
+
+    /// All metrics, as a scraper sees them.
+    pub(crate) async fn metrics(&self) -> String {
+        let reply = client::one_reply(self.admin, client::get("/metrics", "")).await;
+        assert_eq!(reply.status, 200);
+        reply.text()
+    }
+
+    /// The value of one series, given as name and labels; absent is zero.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::parse);
+        line.map_or(0.0, Result::unwrap)
+    }
+
+    /// Polls a series until its value is as it should be.
+    pub(crate) async fn wait_for_metric(&self, series: &str, fits: impl Fn(f64) -> bool) {
+        let poll = async {
+            while !fits(self.metric(series).await) {
+                tokio::task::yield_now().await;
+            }
+        };
+        within_deadline(series, poll).await;
+    }
+
+    /// Asks it to end and returns everything that it ever wrote.
+    pub(crate) async fn stop(mut self) -> String {
+        let ended = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
+        assert!(ended.unwrap().success());
+        let readers = self.readers.take().unwrap();
+        let wait = tokio::task::spawn_blocking(move || readers.map(std::thread::JoinHandle::join));
+        // Both streams end with the process.
+        within_deadline("the end of the process", wait).await.unwrap().map(Result::unwrap);
+        assert!(self.child.wait().unwrap().success(), "{}", self.output());
+        self.output()
+    }
+
+    /// Whether the process still runs.
+    pub(crate) fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
