@@ -12,7 +12,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor
 use zeroize::Zeroizing;
 
 /// Configuration of spigate.
-#[derive(serde::Deserialize, JsonSchema, Default, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Default, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
     /// Where the platform's requests arrive.
@@ -34,7 +34,7 @@ pub struct RawConfig {
 }
 
 /// Where the platform's requests arrive.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawListen {
     /// Address and port.
@@ -51,7 +51,7 @@ impl Default for RawListen {
 }
 
 /// Where operators and monitoring look.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawAdmin {
     /// Address and port.
@@ -65,7 +65,7 @@ impl Default for RawAdmin {
 }
 
 /// What is logged.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLog {
     /// The least level that is logged.
@@ -83,7 +83,7 @@ impl Default for RawLog {
 }
 
 /// The least level that is logged.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Failures that need somebody.
@@ -99,7 +99,7 @@ pub enum LogLevel {
 }
 
 /// The form of log lines.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -109,7 +109,7 @@ pub enum LogFormat {
 }
 
 /// Limits for an open port.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLimits {
     /// Most parameters in a query.
@@ -143,7 +143,7 @@ impl Default for RawLimits {
 }
 
 /// How the process ends after SIGTERM.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawShutdown {
     /// How long /readyz says no while requests are still accepted.
@@ -159,7 +159,7 @@ impl Default for RawShutdown {
 }
 
 /// What remembers deliveries.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawJournal {
     /// Where. This version keeps running deliveries in memory only, whatever stands here, and
@@ -174,7 +174,7 @@ impl Default for RawJournal {
 }
 
 /// An app that the platform calls.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawApp {
     /// Its name in logs, metrics and `X-Spi-App`: letters, digits, `-` and `_`.
@@ -219,7 +219,7 @@ impl Default for RawApp {
 }
 
 /// How strictly documented requirements are taken.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RawContract {
     /// Accept what the platform's own examples lack, and count it.
@@ -229,7 +229,7 @@ pub enum RawContract {
 }
 
 /// What answers the platform's connection test.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RawTestConnection {
     /// The backend.
@@ -241,7 +241,7 @@ pub enum RawTestConnection {
 }
 
 /// A key from the platform's console: exactly one of `file`, `env` and `value`.
-#[derive(serde::Deserialize, JsonSchema, Debug, Default)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawKey {
     /// Its name in logs and metrics; never the key itself.
@@ -257,7 +257,7 @@ pub struct RawKey {
 }
 
 /// Whether a key verifies requests.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum RawKeyState {
     /// It does.
@@ -268,7 +268,7 @@ pub enum RawKeyState {
 }
 
 /// How far a request's time may be off.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawFreshness {
     /// Oldest accepted request.
@@ -284,7 +284,7 @@ impl Default for RawFreshness {
 }
 
 /// Where requests are delivered.
-#[derive(serde::Deserialize, JsonSchema, Debug)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawBackend {
     /// The endpoint, http or https.
@@ -321,7 +321,7 @@ impl Default for RawBackend {
 }
 
 /// The form in which a backend receives a request.
-#[derive(serde::Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RawSend {
     /// POST with the decoded parameters as a JSON object.
@@ -335,7 +335,7 @@ pub enum RawSend {
 }
 
 /// Method and path of an action.
-#[derive(serde::Deserialize, JsonSchema, Debug, Default)]
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRoute {
     /// The method.
@@ -380,6 +380,13 @@ impl<'de> Deserialize<'de> for Secret {
             }
         }
         deserializer.deserialize_str(Text)
+    }
+}
+
+/// As dots: whoever prints a configuration prints no secret.
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("…")
     }
 }
 

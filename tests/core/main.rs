@@ -9,6 +9,7 @@
 )]
 
 mod corpora;
+mod example_config;
 mod house;
 mod properties;
 mod support;

@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
 mod backend;
+mod examples;
 mod framing;
 mod headers;
+mod prometheus;
 mod query;
 mod signature;
 mod slow;

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod corpora;
 pub(crate) mod gateway;
 pub(crate) mod order;
+pub(crate) mod process;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
