@@ -126,9 +126,15 @@ impl Params {
     pub fn parse(query: &[u8], limit: usize) -> Result<Self, QueryError> {
         let mut text = Vec::with_capacity(query.len());
         // Counting first keeps the list at one exact allocation.
-        let pairs = query.iter().filter(|&&byte| byte == b'&').count() + 1;
+        let pairs = memchr::memchr_iter(b'&', query).count() + 1;
         let mut entries = Vec::with_capacity(pairs.min(limit));
-        for pair in query.split(|&byte| byte == b'&') {
+        let mut rest = Some(query);
+        while let Some(unread) = rest {
+            let pair;
+            (pair, rest) = match memchr::memchr(b'&', unread) {
+                Some(at) => (&unread[..at], Some(&unread[at + 1..])),
+                None => (unread, None),
+            };
             if pair.is_empty() {
                 continue;
             }
@@ -136,8 +142,7 @@ impl Params {
                 return Err(QueryError::TooMany { limit });
             }
             let start = position(&text);
-            let equals = pair.iter().position(|&byte| byte == b'=');
-            let (name, value) = match equals {
+            let (name, value) = match memchr::memchr(b'=', pair) {
                 Some(at) => (&pair[..at], &pair[at + 1..]),
                 None => (pair, &pair[pair.len()..]),
             };

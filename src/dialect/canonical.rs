@@ -143,7 +143,7 @@ impl<S: Sink> Chunks<'_, S> {
     fn encoded(&mut self, text: &str, space: &[u8]) {
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
-            let plain = rest.iter().position(|&byte| !is_unreserved(byte)).unwrap_or(rest.len());
+            let plain = rest.iter().position(|&byte| !IS_UNRESERVED[usize::from(byte)]).unwrap_or(rest.len());
             self.bytes(&rest[..plain]);
             let Some(&byte) = rest.get(plain) else { break };
             if byte == b' ' {
@@ -158,10 +158,17 @@ impl<S: Sink> Chunks<'_, S> {
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
-/// The unreserved characters of RFC 3986, section 2.3.
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
-}
+/// The unreserved characters of RFC 3986, section 2.3, by their byte.
+static IS_UNRESERVED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let char = byte as u8;
+        table[byte] = char.is_ascii_alphanumeric() || matches!(char, b'-' | b'_' | b'.' | b'~');
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

@@ -31,6 +31,8 @@ pub struct SpiRequest {
     time: Option<(Place, Timestamp)>,
     /// Positions of fields that the documentation requires and the request lacks.
     lacking: Vec<usize>,
+    /// How many parameters nobody documented.
+    undocumented: usize,
 }
 
 /// A value as a backend can be given it.
@@ -152,7 +154,11 @@ impl Dialect {
             },
             _ => None,
         };
-        Ok(SpiRequest { params, action, fields, time, lacking })
+        // Documented parameters stand once each, so what is left over can be counted.
+        let signature = usize::from(params.find(&self.signature.parameter) != Found::Absent);
+        let known = 1 + fields.iter().flatten().count() + usize::from(time.is_some()) + signature;
+        let undocumented = params.len().saturating_sub(known);
+        Ok(SpiRequest { params, action, fields, time, lacking, undocumented })
     }
 }
 
@@ -205,9 +211,15 @@ impl SpiRequest {
         std::iter::once(action).chain(fields).chain(time)
     }
 
+    /// Whether there are parameters that nobody documented.
+    pub fn has_undocumented(&self) -> bool {
+        self.undocumented > 0
+    }
+
     /// Parameters that nobody documented, in received order; a name may repeat.
     pub fn undocumented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = crate::query::Param<'s>> {
-        self.params.received().filter(|param| !dialect.is_protocol_parameter(param.name))
+        let received = (self.undocumented > 0).then(|| self.params.received());
+        received.into_iter().flatten().filter(|param| !dialect.is_protocol_parameter(param.name))
     }
 
     fn value<'s>(&'s self, place: Place, decoded: &'s Decoded) -> Value<'s> {

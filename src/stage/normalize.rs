@@ -63,7 +63,7 @@ pub struct Template {
 impl Template {
     /// Prepares an app's template.
     pub fn new(config: &crate::config::AppConfig) -> Self {
-        let fixed_target = config.backend.send == Send::Json;
+        let fixed_target = matches!(config.backend.send, Send::Json | Send::Headers);
         Self {
             app: header_value(&config.name),
             dialect: header_value(&config.dialect.name),
@@ -102,8 +102,9 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     let backend = &app.config.backend;
     let route = &backend.routes[action];
     let uri = match &app.template.targets[action] {
-        Some(uri) => uri.clone(),
-        None => target(app, checked, route)?,
+        // Only JSON has room for undocumented parameters elsewhere than in the query.
+        Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri.clone(),
+        _ => target(app, checked, route)?,
     };
     let body = match backend.send {
         Send::Json => Bytes::from(json_body(dialect, request)),
