@@ -28,6 +28,7 @@ import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SPIGATE = os.path.join(ROOT, "target", "release", "spigate")
+BARE_HYPER = os.path.join(ROOT, "target", "release", "examples", "bare_hyper")
 TICKS = os.sysconf("SC_CLK_TCK")
 # The platform's published create example: 410 bytes of query, a valid signature.
 KEY = "2UNHjKQE9u6A4np4kI++o5iXPcn3cA6yZjDEdHN3iXfDFwCRaKtCQHSLT9HdeF+1"
@@ -200,6 +201,11 @@ def main():
             f"proxy_set_header Connection ''; }} }}", port)
         running.append(plain)
         candidates["nginx plain"] = (plain, f"http://127.0.0.1:{port}/spi?{QUERY}", 200)
+        port = free_port()
+        bare = Process([BARE_HYPER, f"127.0.0.1:{port}", f"127.0.0.1:{backend}", KEY], proxy_core,
+                       os.path.join(directory, "bare-hyper.log"), port)
+        running.append(bare)
+        candidates["bare hyper, verify and check"] = (bare, f"http://127.0.0.1:{port}/spi?{QUERY}", 200)
         process, port = spigate(directory, "headers", proxy_core, backend, "headers", access=False)
         running.append(process)
         good, flipped = f"http://127.0.0.1:{port}/spi?{QUERY}", f"http://127.0.0.1:{port}/spi?{QUERY.replace('puc6', 'qvc6')}"
@@ -214,7 +220,7 @@ def main():
             right = got == status and content_type == "application/json" and (status != 200 or body == REPLY)
             if not right:
                 sys.exit(f"{name} answers wrongly: {got} {content_type} {body[:200]}")
-            if name.startswith("spigate") and status == 200 and get(url.replace("puc6", "qvc6"))[0] != 401:
+            if name != "nginx plain" and status == 200 and get(url.replace("puc6", "qvc6"))[0] != 401:
                 sys.exit(f"{name} accepts a flipped signature")
             load(load_core, url, options.connections, 1)
 
