@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
 mod backend;
+mod dialects;
 mod examples;
+mod forms;
 mod framing;
 mod headers;
 mod prometheus;

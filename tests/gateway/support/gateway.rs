@@ -112,6 +112,11 @@ impl Setup {
         )
     }
 
+    /// What `check-config` says of it.
+    pub(crate) fn check(&self) -> Checked {
+        check(&self.directory, &self.toml())
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(self) -> Gateway {
         let config = self.directory.write("spigate.toml", &self.toml());
@@ -144,6 +149,23 @@ impl Setup {
         (gateway.listen, gateway.admin) = (address("listen"), address("admin"));
         gateway
     }
+}
+
+/// The result of `spigate check-config`.
+pub(crate) struct Checked {
+    pub(crate) code: i32,
+    /// Both streams.
+    pub(crate) text: String,
+}
+
+/// Runs `check-config` on a configuration.
+pub(crate) fn check(directory: &Directory, toml: &str) -> Checked {
+    let config = directory.write("spigate.toml", toml);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spigate"));
+    let command = without_settings(&mut command).arg("check-config").arg("--config").arg(config);
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    Checked { code: output.status.code().unwrap(), text: String::from_utf8(text).unwrap() }
 }
 
 /// Settings around the test run must not reach the gateway's configuration.
