@@ -6,12 +6,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
 mod backend;
+mod config;
 mod dialects;
 mod examples;
 mod forms;
 mod framing;
 mod headers;
 mod load;
+mod observability;
 mod prometheus;
 mod query;
 mod signature;

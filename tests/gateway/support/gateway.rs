@@ -119,6 +119,11 @@ impl Setup {
 
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(self) -> Gateway {
+        self.start_logging("json").await
+    }
+
+    /// The same with another form of log lines.
+    pub(crate) async fn start_logging(self, format: &str) -> Gateway {
         let config = self.directory.write("spigate.toml", &self.toml());
         let binary = env!("CARGO_BIN_EXE_spigate");
         let mut command = match self.wrapper.split_first() {
@@ -129,7 +134,7 @@ impl Setup {
             }
             None => Command::new(binary),
         };
-        command.arg("serve").arg("--config").arg(config);
+        command.args(["serve", "--log-format", format, "--config"]).arg(config);
         without_settings(&mut command).envs(self.environment);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the gateway");
@@ -144,11 +149,16 @@ impl Setup {
             readers: Some(readers),
             directory: self.directory,
         };
-        let ready = gateway.line("the ready line", |line| line["message"] == "ready").await;
-        let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
-        (gateway.listen, gateway.admin) = (address("listen"), address("admin"));
+        let ready = gateway.ready().await;
+        (gateway.listen, gateway.admin) = (address(&ready, "listen"), address(&ready, "admin"));
         gateway
     }
+}
+
+/// An address in the ready line, in either form: `"listen":"…"` or `listen=…`.
+fn address(line: &str, field: &str) -> SocketAddr {
+    let text = line.split_once(field).expect(field).1.trim_start_matches(['"', ':', '=']);
+    text.split(['"', ' ']).next().unwrap().parse().unwrap()
 }
 
 /// The result of `spigate check-config`.
@@ -228,6 +238,17 @@ impl Gateway {
     /// Standard output and standard error so far.
     pub(crate) fn output(&self) -> String {
         String::from_utf8_lossy(&self.output.borrow()).into_owned()
+    }
+
+    async fn ready(&self) -> String {
+        let find = |output: &[u8]| {
+            let output = String::from_utf8_lossy(output);
+            output.lines().find(|line| line.contains("ready") && line.contains("listen")).map(str::to_owned)
+        };
+        let mut output = self.output.subscribe();
+        let found = tokio::time::timeout(super::DEADLINE, output.wait_for(|output| find(output).is_some())).await;
+        let output = found.unwrap_or_else(|_| panic!("not ready:\n{}", self.output())).unwrap();
+        find(&output).unwrap()
     }
 
     /// The first JSON line that fits, once it is there.
