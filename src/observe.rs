@@ -187,3 +187,43 @@ where
         Poll::Ready(Ok(this.pending.observer.conclude(&this.pending.asked, verdict)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Empty};
+    use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+    use tower_http::catch_panic::CatchPanicLayer;
+    use tower_http::request_id::SetRequestIdLayer;
+
+    use super::*;
+    use crate::peer::MakeRequestId;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_is_counted() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let observer = Arc::new(Observer::new(Arc::clone(&metrics), None));
+        // The part of `gateway.rs`'s stack that a panic runs through.
+        let service = ServiceBuilder::new()
+            .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
+            .layer(AnswerLayer::new(observer))
+            .layer(CatchPanicLayer::custom(|_| Response::new(Empty::<Bytes>::new())))
+            .service(service_fn(async |_: Request<()>| -> Result<Response<Empty<Bytes>>, Infallible> {
+                panic!("a bug that knows a secret")
+            }));
+        for count in 1..=2 {
+            let request = Request::get("/spi?secret=1").body(()).unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert_eq!(response.headers()["content-type"], "application/json");
+            let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!((&body["success"], &body["code"]), (&false.into(), &"internal".into()));
+            assert_eq!(body["request_id"], id);
+            assert!(!body.to_string().contains("secret"), "{body}");
+            assert_eq!(metrics.panics.get(), count);
+        }
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains(r#"spigate_rejections_total{app="unknown",code="internal"} 2"#), "{text}");
+    }
+}

@@ -123,7 +123,7 @@ async fn a_protocol_parameter_that_stands_twice_is_refused_in_every_spelling() {
     let backend = Backend::confirming().await;
     let gateway = Gateway::over(&backend).await;
     let order = create();
-    let mut twice = vec![
+    let mut twice: Vec<_> = [
         order.clone().and("action", "CreateAppInstance"),
         order.clone().and("order_id", "another"),
         order.clone().and("time_stamp", order.value("time_stamp")),
@@ -132,7 +132,7 @@ async fn a_protocol_parameter_that_stands_twice_is_refused_in_every_spelling() {
     ]
     .iter()
     .map(Order::target)
-    .collect::<Vec<_>>();
+    .collect();
     let signature = encode(&order.signature());
     twice.push(format!("{}&signature={signature}", order.target()));
     twice.push(format!("{}&signature=", order.target()));

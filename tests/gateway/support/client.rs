@@ -90,9 +90,8 @@ impl Connection {
     pub(crate) async fn has_ended(&mut self) -> bool {
         // The timer's resolution: long enough to see what has come, no wait for anything.
         let read = self.stream.read_buf(&mut self.buffer);
-        match tokio::time::timeout(std::time::Duration::from_millis(1), read).await {
-            Ok(read) => self.ended = matches!(read, Ok(0) | Err(_)),
-            Err(_) => {}
+        if let Ok(read) = tokio::time::timeout(std::time::Duration::from_millis(1), read).await {
+            self.ended = matches!(read, Ok(0) | Err(_));
         }
         self.ended
     }

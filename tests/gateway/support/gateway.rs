@@ -298,9 +298,9 @@ impl Gateway {
         let ended = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
         assert!(ended.unwrap().success());
         let readers = self.readers.take().unwrap();
-        let wait = tokio::task::spawn_blocking(move || readers.map(std::thread::JoinHandle::join));
+        let wait = tokio::task::spawn_blocking(move || readers.into_iter().try_for_each(std::thread::JoinHandle::join));
         // Both streams end with the process.
-        within_deadline("the end of the process", wait).await.unwrap().map(Result::unwrap);
+        within_deadline("the end of the process", wait).await.unwrap().unwrap();
         assert!(self.child.wait().unwrap().success(), "{}", self.output());
         self.output()
     }
