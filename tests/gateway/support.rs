@@ -8,7 +8,7 @@ pub(crate) mod order;
 pub(crate) mod process;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -35,6 +35,10 @@ impl Directory {
         let path = std::env::temp_dir().join(format!("spigate-test-{}-{}", std::process::id(), unique()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
