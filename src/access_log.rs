@@ -126,7 +126,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         path: path.get(..MAX_PATH).unwrap_or(if path.len() > MAX_PATH { "(long)" } else { path }),
         app: app.map(|app| app.config.name.as_str()),
         action,
-        debug: action.map(|_| exchange.debug),
+        debug: exchange.debug,
         order_id: exchange.order_id.as_deref(),
         instance_id: exchange.instance_id.as_deref(),
         key: app.zip(exchange.key).map(|(app, key)| app.config.keys[key].id.as_str()),
@@ -164,8 +164,8 @@ impl Formatter for Inert {
     }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    // Three digits behind the point: microseconds.
+/// Milliseconds with three digits behind the point.
+pub fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
 }
 

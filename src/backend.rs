@@ -7,7 +7,9 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -35,7 +37,9 @@ pub struct Backend {
     config: BackendConfig,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     reply_bytes: usize,
-    idle: Mutex<VecDeque<Idle>>,
+    idle: Arc<Mutex<VecDeque<Idle>>>,
+    /// Whether a sweeper looks after the idle ones.
+    swept: Arc<AtomicBool>,
 }
 
 struct Idle {
@@ -81,12 +85,7 @@ impl Backend {
             }
             None => None,
         };
-        Ok(Self { config, tls, reply_bytes, idle: Mutex::default() })
-    }
-
-    /// Its settings.
-    pub fn config(&self) -> &BackendConfig {
-        &self.config
+        Ok(Self { config, tls, reply_bytes, idle: Arc::default(), swept: Arc::default() })
     }
 
     /// Sends a request and reads the whole reply, until `deadline` at the latest.
@@ -140,6 +139,12 @@ impl Backend {
 
     async fn read(&self, response: http::Response<hyper::body::Incoming>) -> Result<RawReply, CallError> {
         let (mut parts, mut body) = response.into_parts();
+        // Readers differ in which of two they believe.
+        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
+            if parts.headers.get_all(&name).iter().count() > 1 {
+                return Err(CallError::Broken(format!("the reply has more than one {name}")));
+            }
+        }
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(CallError::Broken("the backend switched protocols".into()));
         }
@@ -183,13 +188,12 @@ impl Backend {
         if sender.is_closed() || self.config.keep_alive.is_zero() {
             return;
         }
-        let now = Instant::now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest stand in front; those that are too old would only be thrown away later.
-        while idle.front().is_some_and(|oldest| now - oldest.since >= self.config.keep_alive) {
-            idle.pop_front();
+        // Connections enter an empty pool again only after the sweeper has left it.
+        if idle.is_empty() && !self.swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::clone(&self.idle), Arc::clone(&self.swept), self.config.keep_alive));
         }
-        idle.push_back(Idle { sender, since: now });
+        idle.push_back(Idle { sender, since: Instant::now() });
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
@@ -209,6 +213,30 @@ impl Backend {
             Some((connector, name)) => handshake(connector.connect(name.clone(), stream).await?).await,
             None => handshake(stream).await,
         }
+    }
+}
+
+/// Closes connections that have been idle for `keep_alive`, until there are none.
+///
+/// A backend with a worker for each connection would else keep them busy with nothing.
+async fn sweep(idle: Arc<Mutex<VecDeque<Idle>>>, swept: Arc<AtomicBool>, keep_alive: Duration) {
+    loop {
+        let next = {
+            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            // The oldest stand in front.
+            while idle.front().is_some_and(|oldest| now >= oldest.since + keep_alive) {
+                idle.pop_front();
+            }
+            match idle.front() {
+                Some(oldest) => oldest.since + keep_alive,
+                None => {
+                    swept.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        };
+        tokio::time::sleep_until(next).await;
     }
 }
 

@@ -235,7 +235,14 @@ impl Endpoint {
         if host.is_empty() {
             return Err("has no host");
         }
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let port = match authority.as_str().rsplit_once(':') {
+            // An IPv6 address has colons of its own, and ends in a bracket.
+            Some((_, port)) if !port.ends_with(']') => {
+                port.parse().ok().filter(|&port| port > 0).ok_or("must have a port from 1 to 65535")?
+            }
+            _ if tls => 443,
+            _ => 80,
+        };
         let endpoint = Self {
             tls,
             host,
@@ -255,6 +262,7 @@ impl Endpoint {
 /// Every problem found.
 pub fn load(sources: &Sources, base: &Path) -> Result<Config, Vec<Problem>> {
     let (raw, problems) = sources.read();
+    let Some(raw) = raw else { return Err(problems) };
     // Later checks look at what could be read, so that one run shows everything.
     validate::Validator::new(sources, base, problems).validate(&raw)
 }

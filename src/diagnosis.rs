@@ -19,6 +19,8 @@ pub struct Candidate<'a> {
     pub name: String,
     /// Its text.
     pub secret: &'a str,
+    /// What is wrong with signing with it, if something is.
+    pub mistake: Option<&'static str>,
 }
 
 /// What explains a signature.
@@ -50,7 +52,8 @@ pub fn explain(dialects: &[&Dialect], keys: &[Candidate<'_>], query: &str, signa
     for (position, dialect) in dialects.iter().enumerate() {
         for key in keys {
             let other_dialect = (position > 0).then_some("signed in another dialect than the app's");
-            let trial = Trial { dialect, secret: key.secret, query, params: &params, signature, other_dialect };
+            let given = [other_dialect, key.mistake];
+            let trial = Trial { dialect, secret: key.secret, query, params: &params, signature, given };
             let Some(mistakes) = trial.run() else { continue };
             let cost = cost(dialect, mistakes.len());
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -68,7 +71,8 @@ struct Trial<'a> {
     query: &'a str,
     params: &'a Params,
     signature: &'a str,
-    other_dialect: Option<&'static str>,
+    /// Mistakes of choosing this dialect and this key at all.
+    given: [Option<&'static str>; 2],
 }
 
 /// What is joined into the string to sign.
@@ -109,8 +113,14 @@ impl Trial<'_> {
                 let Ok(tag) = signed;
                 let fitting = claimed.iter().filter(|(claimed, _)| claimed.as_bytes() == tag.as_bytes());
                 for (_, claimed_mistakes) in fitting {
-                    let single = [self.other_dialect, key_mistake];
-                    let mistakes = single.iter().flatten().chain(message_mistakes).chain(claimed_mistakes).copied();
+                    let mistakes = self
+                        .given
+                        .iter()
+                        .flatten()
+                        .chain(&key_mistake)
+                        .chain(message_mistakes)
+                        .chain(claimed_mistakes)
+                        .copied();
                     let mistakes: Vec<_> = mistakes.collect();
                     if best.as_ref().is_none_or(|best| mistakes.len() < best.len()) {
                         best = Some(mistakes);
@@ -345,7 +355,7 @@ mod tests {
     fn mistakes(signature: &str) -> Option<Vec<&'static str>> {
         let dialects = builtin::load().unwrap();
         let dialects: Vec<_> = dialects.iter().collect();
-        let keys = [Candidate { name: "k".into(), secret: SECRET }];
+        let keys = [Candidate { name: "k".into(), secret: SECRET, mistake: None }];
         explain(&dialects[..1], &keys, QUERY, signature).map(|explanation| explanation.mistakes)
     }
 
@@ -397,10 +407,15 @@ mod tests {
     #[test]
     fn spoiled_signature_texts_are_recognized() {
         let right = sign(SECRET, KeyTransform::Text, RIGHT);
-        let spaced = right.replace('+', " ");
-        if spaced != right {
-            assert!(mistakes(&spaced).unwrap()[0].contains("arrived as a space"));
-        }
+        let plus = (0..)
+            .map(|number| format!("{SECRET}{number}"))
+            .find(|secret| sign(secret, KeyTransform::Text, RIGHT).contains('+'));
+        let secret = plus.unwrap();
+        let spaced = sign(&secret, KeyTransform::Text, RIGHT).replace('+', " ");
+        let dialects = builtin::load().unwrap();
+        let keys = [Candidate { name: "k".into(), secret: &secret, mistake: None }];
+        let explanation = explain(&[&dialects[0]], &keys, QUERY, &spaced).unwrap();
+        assert!(explanation.mistakes[0].contains("arrived as a space"), "{explanation:?}");
         let hex = TagEncoding::Hex.encode(&TagEncoding::Base64.decode(&right).unwrap());
         assert!(mistakes(&hex).unwrap()[0].contains("hex"));
     }
@@ -409,13 +424,15 @@ mod tests {
     fn another_key_and_another_dialect_are_named() {
         let dialects = builtin::load().unwrap();
         let dialects: Vec<_> = dialects.iter().collect();
-        let keys =
-            [Candidate { name: "new".into(), secret: "another" }, Candidate { name: "old".into(), secret: SECRET }];
+        let keys = [
+            Candidate { name: "new".into(), secret: "another", mistake: None },
+            Candidate { name: "old".into(), secret: SECRET, mistake: Some("signed with a retired key") },
+        ];
         let explanation = explain(&dialects, &keys, QUERY, &sign(SECRET, KeyTransform::Text, RIGHT)).unwrap();
-        assert_eq!((explanation.key.as_str(), explanation.mistakes.len()), ("old", 0));
+        assert_eq!((explanation.key.as_str(), explanation.mistakes), ("old", vec!["signed with a retired key"]));
         let market = sign(SECRET, KeyTransform::Text, &RIGHT[4..].replace("%20", "+"));
         let explanation = explain(&dialects, &keys, QUERY, &market).unwrap();
         assert_eq!(explanation.dialect, dialects[1].name);
-        assert_eq!(explanation.mistakes.len(), 1);
+        assert_eq!(explanation.mistakes.len(), 2, "{explanation:?}");
     }
 }

@@ -21,7 +21,7 @@ pub struct Exchange {
     /// Position of the action, once it was verified and found.
     pub action: Option<usize>,
     /// Whether it is a trial run.
-    pub debug: bool,
+    pub debug: Option<bool>,
     /// The order's number.
     pub order_id: Option<String>,
     /// The instance that it is about, or that it made.
@@ -39,7 +39,7 @@ impl Exchange {
         let dialect = &*app.config.dialect;
         let text = |field: Option<usize>| field.and_then(|field| checked.request.text(field)).map(str::to_owned);
         self.action = Some(checked.request.action_index());
-        self.debug = checked.request.is_debug(dialect);
+        self.debug = Some(checked.request.is_debug(dialect));
         self.order_id = text(dialect.order);
         self.instance_id = text(dialect.instance);
     }

@@ -26,8 +26,8 @@ use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Exchange, Verdict};
 use crate::journal::key::{self, DeliveryKey, Fingerprint};
-use crate::metrics::{Metrics, Running};
-use crate::observe::{AnswerLayer, Observer};
+use crate::metrics::{CountPanic, InFlight, Metrics};
+use crate::observe::{self, AnswerLayer, Observer, OnPanic};
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
 use crate::rejection::Rejection;
 use crate::stage::claim::Deliveries;
@@ -64,6 +64,7 @@ pub fn stack<B>(
 where
     B: Body + Send + 'static,
 {
+    let metrics = Arc::clone(&gateway.metrics);
     ServiceBuilder::new()
         // What a stranger claims of itself goes first, so that no layer below believes it.
         .layer(TrustLayer)
@@ -82,7 +83,7 @@ where
         // Answers, counts and logs whatever the layers below came to, a panic included.
         .layer(AnswerLayer::new(observer))
         // A bug costs one request.
-        .layer(CatchPanicLayer::custom(|_| Response::new(Empty::new())))
+        .layer(CatchPanicLayer::custom(OnPanic::new(metrics)))
         .service(Spi { gateway })
 }
 
@@ -97,7 +98,7 @@ impl Gateway {
         let parsed = parse::parse(&received, &self.limits)?;
         // The app decides on dialect and keys.
         let app = self.routes.find(&received)?;
-        let _running = Running::new(&app.metrics.in_flight);
+        let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
         // Before anything in the request is believed.
         let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers)?;
@@ -111,7 +112,7 @@ impl Gateway {
         let checked = contract::check(app, fresh, &received, passed_on, &self.metrics)?;
         story.learn(app, &checked);
         // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(app, checked, caller, slot).await?;
+        let delivery = self.deliver(app, checked, caller, slot, story).await?;
         story.conclude(&delivery);
         delivery.answer
     }
@@ -125,6 +126,7 @@ impl Gateway {
         checked: Checked,
         caller: &Caller,
         slot: OwnedSemaphorePermit,
+        story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
         let action = checked.request.action(&config.dialect);
@@ -139,19 +141,21 @@ impl Gateway {
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
         let key = DeliveryKey::of(&config.name, &config.dialect, &checked.request, &checked.signature);
-        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
-        let app = Arc::clone(app);
+        let (app, metrics, request_id) = (Arc::clone(app), Arc::clone(&self.metrics), caller.request_id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             return Ok(attempt(app, checked, metrics, request_id, key, answer_by).await);
         }
         let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
         let call_by = caller.arrival + config.backend.timeout;
+        let (story, id) = (story.clone(), request_id.clone());
         let first = || async move {
-            let delivery = attempt(app, checked, metrics, request_id, key, call_by).await;
+            let _panics = CountPanic::new(&metrics.panics);
+            let delivery = attempt(app, checked, metrics, id, key, call_by).await;
             drop(slot);
             delivery
         };
-        self.deliveries.once(key, fingerprint, answer_by, first).await
+        let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);
+        self.deliveries.once(key, fingerprint, answer_by, first, unheard).await
     }
 }
 
@@ -166,7 +170,9 @@ async fn attempt(
 ) -> Delivery {
     let attempt = Attempt { number: 1, request_id: &request_id, idempotency_key: key.idempotency_key() };
     let Ok(request) = normalize::normalize(&app, &checked, &attempt) else {
-        return Delivery::failed(Rejection::Internal);
+        // Paths are checked with the configuration and parts are encoded: what is left is a
+        // query that decoding and encoding anew made longer than any target may be.
+        return Delivery::failed(Rejection::UriTooLong { limit: MAX_TARGET });
     };
     let action = checked.request.action_index();
     let begun = Instant::now();
@@ -182,6 +188,9 @@ async fn attempt(
     }
     delivery
 }
+
+/// Longest target that `http::Uri` holds.
+const MAX_TARGET: usize = 65_534;
 
 /// What a request brings besides its head.
 struct Caller {

@@ -24,6 +24,7 @@ pub mod peer;
 pub mod platform;
 pub mod query;
 pub mod rejection;
+pub mod run;
 pub mod server;
 pub mod stage;
 pub mod telemetry;

@@ -6,7 +6,6 @@
 
 use std::sync::OnceLock;
 
-use prometheus::core::Collector;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -85,7 +84,7 @@ catalogue! {
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
-    /// Requests that a caught panic ended: bugs.
+    /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Always 1; the version is a label.
     build_info: IntGaugeVec = "spigate_build_info" ["version"];
@@ -108,14 +107,6 @@ impl Metrics {
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         Ok(out)
-    }
-
-    /// Adds a metric that another module owns.
-    ///
-    /// # Errors
-    /// If its name is taken.
-    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
-        self.registry.register(collector)
     }
 }
 
@@ -234,9 +225,9 @@ impl ActionMetrics {
 }
 
 /// Counts something as running for as long as it lives.
-pub struct Running(IntGauge);
+pub struct InFlight(IntGauge);
 
-impl Running {
+impl InFlight {
     /// Begins.
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
@@ -244,9 +235,27 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// Counts the panic that passes it, if one does: for tasks that no layer stands around.
+pub struct CountPanic(IntCounter);
+
+impl CountPanic {
+    /// Begins to watch.
+    pub fn new(counter: &IntCounter) -> Self {
+        Self(counter.clone())
+    }
+}
+
+impl Drop for CountPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.inc();
+        }
     }
 }
 

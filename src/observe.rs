@@ -9,22 +9,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
-use http_body_util::Full;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{Empty, Full};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
+use tower_http::catch_panic::ResponseForPanic;
 use tower_http::request_id::RequestId;
 
-use crate::access_log::{AccessLog, Line};
+use crate::access_log::{self, AccessLog, Line};
 use crate::clock;
-use crate::delivery::Outcome;
+use crate::delivery::{Delivery, Outcome};
 use crate::exchange::{Exchange, Verdict};
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
-use crate::peer::Peer;
+use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Where requests are counted and logged.
 pub struct Observer {
@@ -58,9 +57,6 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
-        if matches!(result, Err(Rejection::Internal)) {
-            self.metrics.panics.inc();
-        }
         if let Some(log) = &self.log {
             log.write(&Line {
                 now: clock::now(),
@@ -77,6 +73,48 @@ impl Observer {
         }
         response.map(Full::new)
     }
+}
+
+/// What a caught panic leaves for the answer: a response without a verdict.
+#[derive(Clone)]
+pub struct OnPanic {
+    metrics: Arc<Metrics>,
+}
+
+impl OnPanic {
+    /// Counts panics in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl ResponseForPanic for OnPanic {
+    type ResponseBody = Empty<Bytes>;
+
+    fn response_for_panic(&mut self, _: Box<dyn std::any::Any + Send>) -> Response<Empty<Bytes>> {
+        self.metrics.panics.inc();
+        Response::new(Empty::new())
+    }
+}
+
+/// Logs a delivery whose caller hung up or was answered 504 before it ended: what became of the
+/// order has no access line to stand in.
+pub fn unheard(request_id: &HeaderValue, story: &Exchange, delivery: &Delivery) {
+    let app = story.app.as_deref();
+    let action = app.zip(story.action).map(|(app, action)| app.config.dialect.actions[action].name.as_str());
+    let rejection = delivery.answer.as_ref().err();
+    tracing::warn!(
+        request_id = request_id.to_str().unwrap_or("-"),
+        app = app.map(|app| app.config.name.as_str()),
+        action,
+        debug = story.debug,
+        order_id = story.order_id,
+        instance_id = delivery.instance_id.as_ref().or(story.instance_id.as_ref()),
+        outcome = delivery.outcome.as_str(),
+        code = rejection.map(Rejection::code),
+        backend_ms = delivery.backend_time.map(access_log::milliseconds),
+        "a delivery ended when nobody waited for it any more"
+    );
 }
 
 /// See the module.
@@ -190,7 +228,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::{BodyExt as _, Empty};
+    use http_body_util::BodyExt as _;
     use tower::{ServiceBuilder, ServiceExt as _, service_fn};
     use tower_http::catch_panic::CatchPanicLayer;
     use tower_http::request_id::SetRequestIdLayer;
@@ -206,7 +244,7 @@ mod tests {
         let service = ServiceBuilder::new()
             .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
             .layer(AnswerLayer::new(observer))
-            .layer(CatchPanicLayer::custom(|_| Response::new(Empty::<Bytes>::new())))
+            .layer(CatchPanicLayer::custom(OnPanic::new(Arc::clone(&metrics))))
             .service(service_fn(async |_: Request<()>| -> Result<Response<Empty<Bytes>>, Infallible> {
                 panic!("a bug that knows a secret")
             }));

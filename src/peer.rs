@@ -24,7 +24,8 @@ impl Default for Peer {
     }
 }
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The request id's header, from trusted proxies, to backends and in answers.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are somebody's data, not an id.
 const MAX_REQUEST_ID: usize = 128;
 

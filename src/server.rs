@@ -27,7 +27,7 @@ use tower::Service;
 use self::pace::Pace;
 use self::wire::Wire;
 use crate::config::Limits;
-use crate::metrics::{Metrics, Running};
+use crate::metrics::{InFlight, Metrics};
 use crate::peer::Peer;
 use crate::rejection::Rejection;
 use crate::stage::answer;
@@ -79,7 +79,7 @@ impl Server {
                 continue;
             };
             let peer = self.peer(address);
-            let running = Running::new(&self.metrics.connections);
+            let running = InFlight::new(&self.metrics.connections);
             let (limits, stack, stop) = (self.limits, stack.clone(), stop.clone());
             connections.spawn(async move {
                 connection(stream, peer, limits, stack, stop).await;
@@ -136,7 +136,7 @@ where
     let connection = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
-        // One more than the gateway allows, so that the common excess gets an answer in words.
+        // More than the gateway allows, so that the common excess gets an answer in words.
         .max_headers(2 * MAX_HEADERS)
         .serve_connection(io, service);
     let mut connection = pin!(connection);

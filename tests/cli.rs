@@ -159,8 +159,30 @@ fn explain_takes_the_keys_of_a_configuration() {
          [apps.backend]\nurl = \"http://127.0.0.1:9\"\n"
     ));
     let output = spigate(&["explain", PUBLISHED_QUERY, "--config", config.path()]);
-    assert!(out(&output).contains("verifies with key old of app crm (retired)"), "{}{}", out(&output), err(&output));
-    assert!(!out(&output).contains(PUBLISHED_KEY));
+    assert_eq!(output.status.code(), Some(1), "the gateway would refuse it");
+    let said = err(&output);
+    assert!(said.contains("old of app crm") && said.contains("signed with a retired key of the app"), "{said}");
+    assert!(!(out(&output) + &said).contains(PUBLISHED_KEY));
+
+    // The app at the request's path is the one that it is judged for.
+    let app = |name: &str, key: &str| {
+        format!(
+            "[[apps]]\nname = \"{name}\"\npath = \"/{name}\"\ndialect = \"qingcloud-appcenter\"\n\
+             keys = [{{ id = \"k\", value = \"{key}\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:9\"\n"
+        )
+    };
+    let config = Temporary::new(&(app("crm", "n") + &app("erp", PUBLISHED_KEY)));
+    let explain = |path: &str| {
+        let url = format!("https://shop.example{path}?{PUBLISHED_QUERY}");
+        let output = spigate(&["explain", &url, "--config", config.path()]);
+        (output.status.code(), out(&output) + &err(&output))
+    };
+    let (code, said) = explain("/crm");
+    assert!(code == Some(1) && said.contains("signed with a key of another app"), "{said}");
+    // Genuine, but years old.
+    let (code, said) = explain("/erp");
+    assert!(code == Some(1) && said.contains("verifies with key k of app erp"), "{said}");
+    assert!(said.contains("timestamp_expired"), "{said}");
 }
 
 #[test]

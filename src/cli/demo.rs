@@ -15,7 +15,6 @@ use jiff::{SignedDuration, Timestamp};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use self::backend::{BROKEN, SampleBackend};
-use super::serve::Running;
 use super::signing::{DialectArgs, curl_of};
 use super::{Failure, terminal};
 use crate::clock;
@@ -25,6 +24,7 @@ use crate::dialect::mac::SigningKey;
 use crate::dialect::reply::Judgement;
 use crate::dialect::{ActionKind, Dialect, Presence};
 use crate::platform::{self, Order, PATIENCE, Placement, Reply, Signed, Verdict};
+use crate::run::Instance;
 
 /// Arguments of `spigate demo`.
 #[derive(Args)]
@@ -92,7 +92,7 @@ impl Demo {
         let secret = random_key()?;
         let key = dialect.signing_key(&secret).map_err(|error| Failure::unusable(error.to_string()))?;
         let config = configuration(&dialect, &self.listen, &format!("http://{backend_address}"), &secret)?;
-        let gateway = Running::start(config, None).await?;
+        let gateway = Instance::start(config, None).await.map_err(Failure::unusable)?;
         let base = format!("http://{}", gateway.listen);
 
         let mut script = Script { dialect: &dialect, key: &key, base: &base, now: clock::now(), instance: None };

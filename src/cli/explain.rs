@@ -9,11 +9,13 @@ use jiff::Timestamp;
 use super::signing::{DialectArgs, read_key};
 use super::{Failure, load_config, terminal};
 use crate::clock;
+use crate::config::Freshness;
 use crate::config::raw::Secret;
 use crate::diagnosis::{self, Candidate, Explanation};
 use crate::dialect::request::{Strictness, Value};
 use crate::dialect::{Dialect, builtin};
 use crate::query::{Lookup, Params};
+use crate::stage::freshness;
 
 /// Arguments of `spigate explain`.
 #[derive(Args)]
@@ -37,30 +39,44 @@ pub struct Explain {
     signature_header: Option<String>,
 }
 
-/// Keys that go with a dialect.
+/// Keys that go with a dialect: an app's, or those given on the command line.
 struct Context {
     dialect: Dialect,
-    keys: Vec<(String, Secret)>,
+    keys: Vec<Key>,
+    app: Option<AppContext>,
+}
+
+/// What only a configuration tells.
+struct AppContext {
+    name: String,
+    path: String,
+    freshness: Freshness,
+}
+
+struct Key {
+    name: String,
+    secret: Secret,
+    active: bool,
 }
 
 impl Explain {
     /// Runs the command.
     ///
     /// # Errors
-    /// A signature that does not verify, or input that holds no query.
+    /// A request that the gateway would refuse, or input that holds no query.
     pub fn run(&self) -> Result<(), Failure> {
         let input = self.input()?;
-        let query = query_in(&input).ok_or_else(|| {
+        let (path, query) = query_in(&input).ok_or_else(|| {
             Failure::unusable("there is no query in the input: a URL or a log line with one is needed")
         })?;
         let contexts = self.contexts()?;
         let params = Params::parse(query.as_bytes(), usize::MAX)
             .map_err(|error| Failure::negative(format!("{error}: spigate answers malformed_request")))?;
-        let Some(context) = fitting(&contexts, &params) else {
-            return Err(Failure::unusable("there is no key; give --key-file or --config"));
+        let Some(own) = own(&contexts, path, &params) else {
+            return Err(Failure::unusable("there is no key; give --key-file, or --config (and an --app of it)"));
         };
-        let dialect = &context.dialect;
-        show_request(dialect, &params);
+        let dialect = &own.dialect;
+        show_request(own, &params);
 
         let in_query = match params.get(&dialect.signature.parameter) {
             Lookup::Once(text) => Some(text),
@@ -70,17 +86,21 @@ impl Explain {
         let Some(signature) = in_query.or(self.signature_header.as_deref()) else {
             let header = dialect.signature.header.as_ref().map_or_else(String::new, |name| {
                 format!(
-                    "; if it came as the header {name}, give it with --signature-header, and check that nothing \
-                         in front drops it (nginx: underscores_in_headers on)"
+                    "; if it came as the header {name}, give it with --signature-header, and check that nothing in \
+                     front drops it (nginx: underscores_in_headers on)"
                 )
             });
             return Err(Failure::negative(format!("there is no signature: signature_missing{header}")));
         };
-        let age = self.show_time(dialect, &params);
+        let time = show_time(dialect, &params);
         let builtin = builtin::load().map_err(Failure::unusable)?;
-        let explanation = explain(&contexts, context, &builtin, query, signature);
-        conclude(dialect, explanation)?;
-        show_contract(dialect, params, age)
+        conclude(explain(&contexts, own, &builtin, query, signature))?;
+        show_contract(dialect, params, time)?;
+        match (&own.app, time) {
+            (Some(app), Some(time)) => freshness::within(&app.freshness, time, clock::now())
+                .map_err(|rejection| Failure::negative(format!("with this configuration: {rejection}"))),
+            _ => Ok(()),
+        }
     }
 
     fn input(&self) -> Result<String, Failure> {
@@ -102,60 +122,71 @@ impl Explain {
                 if self.app.as_ref().is_some_and(|name| *name != app.name) {
                     continue;
                 }
-                let named = |key: &crate::config::KeyConfig| {
-                    let state = if key.active { "" } else { " (retired)" };
-                    (format!("{} of app {}{state}", key.id, app.name), key.secret.clone())
+                let named = |key: &crate::config::KeyConfig| Key {
+                    name: format!("{} of app {}", key.id, app.name),
+                    secret: key.secret.clone(),
+                    active: key.active,
                 };
-                contexts.push(Context { dialect: (*app.dialect).clone(), keys: app.keys.iter().map(named).collect() });
+                contexts.push(Context {
+                    dialect: (*app.dialect).clone(),
+                    keys: app.keys.iter().map(named).collect(),
+                    app: Some(AppContext { name: app.name, path: app.path, freshness: app.freshness }),
+                });
             }
         }
         if !self.key_file.is_empty() {
-            let keys = self.key_file.iter().map(|path| Ok((name_of(path), read_key(path)?)));
-            let keys = keys.collect::<Result<Vec<_>, Failure>>()?;
             // Without a dialect given, all of them are looked at.
             let dialects = if self.dialect.is_given() {
                 vec![self.dialect.load()?]
             } else {
                 builtin::load().map_err(Failure::unusable)?
             };
-            contexts.extend(dialects.into_iter().map(|dialect| Context { dialect, keys: keys.clone() }));
+            for dialect in dialects {
+                let keys = self
+                    .key_file
+                    .iter()
+                    .map(|path| Ok(Key { name: name_of(path), secret: read_key(path)?, active: true }));
+                contexts.push(Context { dialect, keys: keys.collect::<Result<_, Failure>>()?, app: None });
+            }
         }
         Ok(contexts)
     }
+}
 
-    /// Says how old the request is; gives its time if it can be read.
-    fn show_time(&self, dialect: &Dialect, params: &Params) -> Option<Timestamp> {
-        let rule = dialect.time.as_ref()?;
-        let Lookup::Once(text) = params.get(&rule.parameter) else {
-            terminal::say(&format!("time       {} is missing: timestamp_missing", rule.parameter));
-            return None;
-        };
-        let time = rule.format.parse(text);
-        match time {
-            Some(time) => {
-                let age = clock::now().as_second() - time.as_second();
-                let words = if age >= 0 { format!("{age} s old") } else { format!("{} s in the future", -age) };
-                terminal::say(&format!("time       {}, {words}", crate::dialect::time::iso8601(time)));
-            }
-            None => terminal::say(&format!("time       is not {}: timestamp_invalid", rule.format.describe())),
+/// Says how old the request is; gives its time if it can be read.
+fn show_time(dialect: &Dialect, params: &Params) -> Option<Timestamp> {
+    let rule = dialect.time.as_ref()?;
+    let Lookup::Once(text) = params.get(&rule.parameter) else {
+        terminal::say(&format!("time       {} is missing: timestamp_missing", rule.parameter));
+        return None;
+    };
+    let time = rule.format.parse(text);
+    match time {
+        Some(time) => {
+            let age = clock::now().as_second() - time.as_second();
+            let words = if age >= 0 { format!("{age} s old") } else { format!("{} s in the future", -age) };
+            terminal::say(&format!("time       {}, {words}", crate::dialect::time::iso8601(time)));
         }
-        time
+        None => terminal::say(&format!("time       is not {}: timestamp_invalid", rule.format.describe())),
     }
+    time
 }
 
 fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The context whose dialect knows the request's action, else the first.
-fn fitting<'c>(contexts: &'c [Context], params: &Params) -> Option<&'c Context> {
+/// The context that the request belongs to: the app at its path, else the first whose dialect
+/// has its action and its time, else the first.
+fn own<'c>(contexts: &'c [Context], path: &str, params: &Params) -> Option<&'c Context> {
+    let at_path = |context: &&Context| context.app.as_ref().is_some_and(|app| app.path == path);
     let knows = |context: &&Context| {
         let dialect = &context.dialect;
         let has_time = dialect.time.as_ref().is_none_or(|rule| params.get(&rule.parameter) != Lookup::Absent);
-        has_time
-            && matches!(params.get(&dialect.action_parameter), Lookup::Once(name) if dialect.action_index(name).is_some())
+        let has_action = |name| dialect.action_index(name).is_some();
+        has_time && matches!(params.get(&dialect.action_parameter), Lookup::Once(name) if has_action(name))
     };
-    contexts.iter().find(knows).or(contexts.first())
+    contexts.iter().find(at_path).or_else(|| contexts.iter().find(knows)).or(contexts.first())
 }
 
 /// Tries every key with every dialect, the request's own first.
@@ -172,18 +203,28 @@ fn explain(
             dialects.push(dialect);
         }
     }
+    let app_of = |context: &Context| context.app.as_ref().map(|app| app.name.clone());
     let mut keys: Vec<Candidate<'_>> = Vec::new();
     for context in std::iter::once(own).chain(contexts) {
-        for (name, secret) in &context.keys {
-            if !keys.iter().any(|known| known.name == *name) {
-                keys.push(Candidate { name: name.clone(), secret: secret.expose() });
+        for key in &context.keys {
+            let mistake = match key.active {
+                _ if app_of(context) != app_of(own) => Some("signed with a key of another app"),
+                true => None,
+                false => Some("signed with a retired key of the app"),
+            };
+            if !keys.iter().any(|known| known.name == key.name) {
+                keys.push(Candidate { name: key.name.clone(), secret: key.secret.expose(), mistake });
             }
         }
     }
     diagnosis::explain(&dialects, &keys, query, signature)
 }
 
-fn show_request(dialect: &Dialect, params: &Params) {
+fn show_request(own: &Context, params: &Params) {
+    let dialect = &own.dialect;
+    if let Some(app) = &own.app {
+        terminal::say(&format!("app        {}", app.name));
+    }
     terminal::say(&format!("dialect    {}", dialect.name));
     for param in params.received().filter(|param| param.name != dialect.signature.parameter) {
         let field = dialect.fields.iter().find(|field| field.name == param.name);
@@ -202,17 +243,16 @@ fn show_request(dialect: &Dialect, params: &Params) {
     }
 }
 
-fn conclude(own: &Dialect, explanation: Option<Explanation>) -> Result<(), Failure> {
+fn conclude(explanation: Option<Explanation>) -> Result<(), Failure> {
     match explanation {
-        Some(Explanation { key, dialect, mistakes }) if mistakes.is_empty() => {
-            debug_assert_eq!(dialect, own.name);
+        Some(Explanation { key, mistakes, .. }) if mistakes.is_empty() => {
             terminal::say(&terminal::plain(&format!("signature  verifies with key {key}")));
             Ok(())
         }
         Some(Explanation { key, dialect, mistakes }) => {
             let list = mistakes.iter().map(|mistake| format!("\n  - {mistake}")).collect::<String>();
             Err(Failure::negative(terminal::plain_lines(&format!(
-                "the signature does not verify. It would with key {key} and dialect {dialect} if this is what \
+                "the signature does not verify for the gateway. It would with key {key} and dialect {dialect} if this is what \
                  happened:{list}"
             ))))
         }
@@ -237,13 +277,18 @@ fn show_contract(dialect: &Dialect, params: Params, time: Option<Timestamp>) -> 
     Ok(())
 }
 
-/// The query in a URL, a request line or a log line.
-fn query_in(input: &str) -> Option<&str> {
+/// Path and query in a URL, a request line or a log line; an empty path where there is only a
+/// query.
+fn query_in(input: &str) -> Option<(&str, &str)> {
     let line = input.lines().find(|line| line.contains('?') || line.contains('='))?.trim();
+    let ends = |char: char| char.is_whitespace() || matches!(char, '"' | '\'' | '#' | '`');
     // The first ? begins the query; white space, a quote or a fragment ends it.
-    let query = line.split_once('?').map_or(line, |(_, query)| query);
-    let end = query.find(|char: char| char.is_whitespace() || matches!(char, '"' | '\'' | '#' | '`'));
-    Some(&query[..end.unwrap_or(query.len())]).filter(|query| query.contains('='))
+    let (before, query) = line.split_once('?').unwrap_or(("", line));
+    let query = &query[..query.find(ends).unwrap_or(query.len())];
+    let url = &before[before.rfind(ends).map_or(0, |at| at + 1)..];
+    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let path = after_scheme.find('/').map_or("", |at| &after_scheme[at..]);
+    query.contains('=').then_some((path, query))
 }
 
 #[cfg(test)]
@@ -262,7 +307,9 @@ mod tests {
             "curl -i 'http://h/spi?a=1&b=2'",
             "http://h/spi?a=1&b=2#part",
         ] {
-            assert_eq!(query_in(input), Some("a=1&b=2"), "{input}");
+            let (path, query) = query_in(input).unwrap();
+            assert_eq!(query, "a=1&b=2", "{input}");
+            assert_eq!(path, if input.contains("/spi") { "/spi" } else { "" }, "{input}");
         }
         assert_eq!(query_in(""), None);
         assert_eq!(query_in("hello"), None);

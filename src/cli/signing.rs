@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{Failure, terminal};
 use crate::clock;
+use crate::config::Endpoint;
 use crate::config::raw::Secret;
 use crate::config::validate::read_secret;
 use crate::dialect::mac::SigningKey;
@@ -97,6 +98,7 @@ impl SigningArgs {
     /// # Errors
     /// What cannot be loaded, or is not known.
     pub fn prepare(&self) -> Result<Prepared, Failure> {
+        Endpoint::parse(&self.url).map_err(|what| Failure::unusable(format!("--url: {what}")))?;
         let dialect = self.dialect.load()?;
         let Some(action) = dialect.action_index(&self.action) else {
             let names = dialect.actions.iter().map(|action| action.name.as_str()).collect::<Vec<_>>().join(", ");

@@ -57,23 +57,24 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads all sources into one raw configuration, with every problem of names and types.
-    pub fn read(&self) -> (RawConfig, Vec<Problem>) {
+    /// Reads all sources into one raw configuration, with every problem of names and types; none
+    /// where there is nothing to go on with.
+    pub fn read(&self) -> (Option<RawConfig>, Vec<Problem>) {
         let mut problems = Vec::new();
         let file = match self.parse_file() {
             Ok(dict) => dict,
-            Err(problem) => return (RawConfig::default(), vec![problem]),
+            Err(problem) => return (None, vec![problem]),
         };
         let environment = self.settings().into_iter().map(|(steps, text, _)| (steps, text)).collect::<Vec<_>>();
         let figment = Figment::from(Layer { name: "file", dict: file.clone() })
             .merge(Layer { name: "environment and flags", dict: overlay(&file, &environment) });
         let mut tree = match figment.extract::<Dict>() {
             Ok(dict) => Value::from(dict),
-            Err(_) => return (RawConfig::default(), vec![self.problem("", "the configuration cannot be read")]),
+            Err(_) => return (None, vec![self.problem("", "the configuration cannot be read")]),
         };
         loop {
             match RawConfig::deserialize(&tree) {
-                Ok(raw) => return (raw, problems),
+                Ok(raw) => return (Some(raw), problems),
                 Err(error) => {
                     let mut path = error.path.clone();
                     if let Kind::UnknownField(name, _) = &error.kind
@@ -84,7 +85,7 @@ impl Sources {
                     problems.push(self.problem(&show_path(&path), &describe(&error.kind)));
                     // Without a place to take out there would be no end to this.
                     if path.is_empty() || !remove(&mut tree, &path) {
-                        return (RawConfig::default(), problems);
+                        return (None, problems);
                     }
                 }
             }
@@ -116,8 +117,12 @@ impl Sources {
             place: format!("{}:{}", self.file, line_of(&self.text, offset)),
             message: format!("not valid TOML: {message}"),
         };
-        let value: toml::Value = toml::from_str(&self.text)
-            .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message()))?;
+        // Syntax first: its messages are about characters. Messages about values quote them.
+        DeTable::parse(&self.text).map_err(|error| at(error.span().map_or(0, |span| span.start), error.message()))?;
+        let value: toml::Value = toml::from_str(&self.text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            at(start, "a value that no type can hold; put it in quotes if it is a text")
+        })?;
         match Value::serialize(value) {
             Ok(Value::Dict(_, dict)) => Ok(dict),
             _ => Err(at(0, "it holds a value that the configuration cannot use")),
@@ -344,6 +349,15 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_too_large_is_not_shown() {
+        for number in ["99999999999999999999999", "0xFFFFFFFFFFFFFFFFFFFFFF", "18446744073709551615"] {
+            let found = problems(&format!("[[apps]]\nkeys = [{{ id = \"a\",\n value = {number} }}]\n"));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with("t.toml:") && !found[0].contains(number), "{}", found[0]);
+        }
+    }
+
+    #[test]
     fn bad_toml_names_the_line_and_shows_no_content() {
         let found = problems("[listen]\nvalue = \"hunter2\n");
         assert_eq!(found.len(), 1);
@@ -367,6 +381,7 @@ mod tests {
         .to_vec();
         sources.flags = vec![("log.level".into(), "warn".into())];
         let (raw, problems) = sources.read();
+        let raw = raw.unwrap();
         assert_eq!(problems, []);
         assert_eq!(raw.limits.parameters, Int(7));
         assert_eq!(raw.apps[0].path.as_deref(), Some("/a"));

@@ -224,11 +224,11 @@ impl<'s> Validator<'s> {
         let path = raw.path.clone().unwrap_or_default();
         if raw.path.is_none() {
             self.problem(&format!("{at}.path"), "is missing");
-        } else if !path.starts_with('/')
-            || path.contains(['?', '#'])
-            || !path.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            self.problem(&format!("{at}.path"), "must begin with / and have no ?, #, space or unencoded character");
+        } else if !is_path(&path) {
+            self.problem(
+                &format!("{at}.path"),
+                "must begin with / and be a path as it can stand in a URL, without ? and #",
+            );
         } else if others.iter().any(|other| other.path == path && other.host == host) {
             self.problem(&format!("{at}.path"), "another app has this host and path");
         }
@@ -237,14 +237,21 @@ impl<'s> Validator<'s> {
             max_future: self.duration(&format!("{at}.freshness.max_future"), &raw.freshness.max_future),
         };
         let dialect = raw.dialect.as_ref().and_then(|name| dialects.iter().find(|known| known.name == *name));
-        let Some(dialect) = dialect.map(Arc::clone) else {
+        if dialect.is_none() {
             let known = dialects.iter().map(|dialect| dialect.name.as_str()).collect::<Vec<_>>().join(", ");
             let what = if raw.dialect.is_some() { "is not known" } else { "is missing" };
             self.problem(&format!("{at}.dialect"), &format!("{what}; known: {known}"));
-            return None;
-        };
+        }
+        // Any dialect will do to find what else is wrong; such an app is not served.
+        let is_known = dialect.is_some();
+        let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
-        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect)?;
+        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect);
+        if !is_known {
+            // Actions of a dialect that is not known cannot be wrong.
+            self.problems.retain(|problem| !problem.path.starts_with(&format!("{at}.backend.routes.")));
+        }
+        let backend = backend?;
         if raw.test_connection == raw::RawTestConnection::Answer
             && dialect.action_of(crate::dialect::ActionKind::Test).is_none()
         {
@@ -428,21 +435,30 @@ fn is_route_method(method: &Method, send: Send) -> bool {
     }
 }
 
+/// A path that `http::Uri` takes and that a platform can call.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.contains(['?', '#'])
+        && path.is_ascii()
+        && path.parse::<http::uri::PathAndQuery>().is_ok()
+}
+
 fn is_host(host: &str) -> bool {
     let authority = host.parse::<http::uri::Authority>();
     authority.is_ok_and(|authority| authority.port().is_none() && authority.host() == host && !host.contains('@'))
 }
 
 fn path_parts(template: &str, dialect: &Dialect, presence: &[Presence]) -> Result<Vec<PathPart>, String> {
-    if !template.starts_with('/') || template.contains(['?', '#']) {
-        return Err("must begin with / and have no ? or #".into());
+    let probe = template.replace(['{', '}'], "x");
+    if !is_path(&probe) {
+        return Err("must begin with / and be a path as it can stand in a URL, without ? and #".into());
     }
     let mut parts = Vec::new();
     let mut rest = template;
     while !rest.is_empty() {
         let (literal, tail) = rest.split_at(rest.find('{').unwrap_or(rest.len()));
-        if literal.contains('}') || !literal.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("has a } without a {, a space or an unencoded character".into());
+        if literal.contains('}') {
+            return Err("has a } without a {".into());
         }
         if !literal.is_empty() {
             parts.push(PathPart::Literal(literal.to_owned()));

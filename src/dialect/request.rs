@@ -140,7 +140,12 @@ impl Dialect {
             if text.is_empty() && (must_hold || *dedupe == Some(index)) {
                 return Err(invalid(&field.name, "is empty"));
             }
-            let value = field.kind.decode(text).map_err(|why| invalid(&field.name, why))?;
+            let value = match field.kind.decode(text) {
+                Ok(value) => value,
+                // Not part of this action: signed like the rest, and passed on as it came.
+                Err(_) if presence[index] == Presence::Undocumented => Decoded::AsReceived,
+                Err(why) => return Err(invalid(&field.name, why)),
+            };
             // Base64 of nothing is the empty text, so an empty value can also come decoded.
             if must_hold && value == Decoded::Text(String::new()) {
                 return Err(invalid(&field.name, "is empty"));

@@ -62,9 +62,11 @@ impl Claims {
 }
 
 impl Ticket {
-    /// Ends the delivery and tells everybody who waits.
-    pub fn finish(self, delivery: Delivery) {
+    /// Ends the delivery and tells everybody who waits; says whether anybody did.
+    pub fn finish(self, delivery: Delivery) -> bool {
         self.result.send_replace(Some(delivery));
+        // One receiver belongs to the list of running deliveries.
+        self.result.receiver_count() > 1
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Deliveries {
 
 impl Deliveries {
     /// Runs `attempt` if this is the first copy of its order, else waits for the one that runs,
-    /// until `deadline`.
+    /// until `deadline`. `unheard` learns of a delivery that ended when nobody waited any more.
     ///
     /// # Errors
     /// `order_conflict` for a running delivery with other content, `shutting_down` when nobody
@@ -34,6 +34,7 @@ impl Deliveries {
         fingerprint: Fingerprint,
         deadline: Instant,
         attempt: impl FnOnce() -> F,
+        unheard: impl FnOnce(&Delivery) + Send + 'static,
     ) -> Result<Delivery, Rejection>
     where
         F: Future<Output = Delivery> + Send + 'static,
@@ -45,7 +46,12 @@ impl Deliveries {
             Claim::Conflict => Err(Rejection::OrderConflict),
             Claim::First(ticket, outlet) => {
                 let attempt = attempt();
-                self.tasks.spawn(async move { ticket.finish(attempt.await) });
+                self.tasks.spawn(async move {
+                    let delivery = attempt.await;
+                    if !ticket.finish(delivery.clone()) {
+                        unheard(&delivery);
+                    }
+                });
                 Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery::unconfirmed(Rejection::BackendTimeout)))
             }
             Claim::Joined(outlet) => {
@@ -120,7 +126,7 @@ mod tests {
                     gate.notified().await;
                     Delivery::answered(Outcome::Delivered, Bytes::from_static(b"{}"), None)
                 };
-                deliveries.once(key, print, soon(), attempt).await.unwrap()
+                deliveries.once(key, print, soon(), attempt, |_| {}).await.unwrap()
             })
         };
         let copies: Vec<_> = (0..50).map(|_| copy()).collect();
@@ -128,7 +134,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let (_, other) = order("b");
-        let conflict = deliveries.once(key, other, soon(), || async { unreachable!("must not run") }).await;
+        let conflict = deliveries.once(key, other, soon(), || async { unreachable!("must not run") }, |_| {}).await;
         assert!(matches!(conflict, Err(Rejection::OrderConflict)));
         gate.notify_one();
         let mut outcomes = Vec::new();
@@ -150,17 +156,36 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(30)).await;
             Delivery::answered(Outcome::Delivered, Bytes::from_static(b"late"), None)
         };
-        let first = deliveries.once(key, print, Instant::now() + Duration::from_secs(13), attempt).await.unwrap();
+        let first =
+            deliveries.once(key, print, Instant::now() + Duration::from_secs(13), attempt, |_| {}).await.unwrap();
         assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
         let unused = || async { unreachable!("must not run") };
-        let second = deliveries.once(key, print, Instant::now() + Duration::from_secs(1), unused).await.unwrap();
+        let second =
+            deliveries.once(key, print, Instant::now() + Duration::from_secs(1), unused, |_| {}).await.unwrap();
         assert!(matches!(second.answer, Err(Rejection::DeliveryInProgress)));
-        let third = deliveries.once(key, print, Instant::now() + Duration::from_secs(60), unused).await.unwrap();
+        let third =
+            deliveries.once(key, print, Instant::now() + Duration::from_secs(60), unused, |_| {}).await.unwrap();
         assert_eq!(third.answer.unwrap(), "late");
         deliveries.drained().await;
         assert_eq!(deliveries.running(), 0);
-        let refused = deliveries.once(key, print, soon(), unused).await;
+        let refused = deliveries.once(key, print, soon(), unused, |_| {}).await;
         assert!(matches!(refused, Err(Rejection::ShuttingDown)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_that_nobody_waits_for_any_more_is_told_of() {
+        let deliveries = Deliveries::default();
+        let (key, print) = order("a");
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let attempt = || async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            Delivery::answered(Outcome::Delivered, Bytes::from_static(b"late"), None)
+        };
+        let unheard = |delivery: &Delivery| tell.send(delivery.outcome).unwrap();
+        let soon = Instant::now() + Duration::from_secs(13);
+        let first = deliveries.once(key, print, soon, attempt, unheard).await.unwrap();
+        assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+        assert_eq!(told.await, Ok(Outcome::Delivered));
     }
 
     #[tokio::test]
@@ -168,7 +193,7 @@ mod tests {
         let deliveries = Deliveries::default();
         let (key, print) = order("a");
         let attempt = || async { panic!("a bug") };
-        let delivery = deliveries.once(key, print, soon(), attempt).await.unwrap();
+        let delivery = deliveries.once(key, print, soon(), attempt, |_| {}).await.unwrap();
         assert!(matches!(delivery.answer, Err(Rejection::Internal)));
         assert_eq!(deliveries.running(), 0);
     }

@@ -47,7 +47,10 @@ pub fn check(app: &App, verified: Verified, now: Timestamp) -> Result<Fresh, Rej
 }
 
 /// Whether `time` lies within the window around `now`; both edges belong to it.
-fn within(window: &Freshness, time: Timestamp, now: Timestamp) -> Result<(), Rejection> {
+///
+/// # Errors
+/// `timestamp_expired`, `timestamp_in_future`.
+pub fn within(window: &Freshness, time: Timestamp, now: Timestamp) -> Result<(), Rejection> {
     let age = now.as_millisecond() - time.as_millisecond();
     let limit = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     if age > limit(window.max_age) {

@@ -15,6 +15,7 @@ use crate::dialect::Dialect;
 use crate::dialect::request::{SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
+use crate::peer::X_REQUEST_ID;
 use crate::stage::contract::Checked;
 
 /// What one attempt adds to a request.
@@ -41,7 +42,6 @@ const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
 const X_SPI_DEBUG: HeaderName = HeaderName::from_static("x-spi-debug");
 const X_SPI_KEY_ID: HeaderName = HeaderName::from_static("x-spi-key-id");
 const X_SPI_ATTEMPT: HeaderName = HeaderName::from_static("x-spi-attempt");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -145,11 +145,12 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
 /// from a trusted proxy. `raw` backends verify themselves and need the signature's header.
 pub fn passed_on(incoming: &HeaderMap, app: &App, trusted: bool) -> HeaderMap {
     let mut kept = HeaderMap::new();
+    // All lines of a header: a proxy may have added its own behind one that a stranger sent.
     let mut keep = |name: &HeaderName| {
-        if let Some(value) = incoming.get(name)
-            && !names_hop_by_hop(incoming, name)
-        {
-            kept.insert(name, value.clone());
+        if incoming.contains_key(name) && !names_hop_by_hop(incoming, name) {
+            for value in incoming.get_all(name) {
+                kept.append(name, value.clone());
+            }
         }
     };
     keep(&USER_AGENT);

@@ -11,11 +11,6 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// Its parameters.
-    pub fn params(&self) -> &Params {
-        &self.params
-    }
-
     pub(super) fn into_params(self) -> Params {
         self.params
     }
