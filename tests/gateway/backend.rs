@@ -113,6 +113,24 @@ async fn connections_are_reused_only_where_the_configuration_says_so() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_is_closed_though_no_further_request_comes() {
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).backend("keep_alive = \"50ms\"").start().await;
+    for round in 1..=2 {
+        gateway.order(&create()).await.assert_is(CREATED);
+        backend.wait_for_ended(round).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_with_two_media_types_is_a_502() {
+    for double in ["Content-Type: text/html\r\n", "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n"] {
+        let headers = format!("Content-Type: application/json\r\n{double}");
+        outcome_of(reply("200 OK", &headers, CREATED)).await.assert_rejected(502, "backend_broken_reply");
+    }
+}
+
+#[tokio::test]
 async fn a_truncated_body_is_a_502_and_never_a_partial_200() {
     let chunked = format!("HTTP/1.1 200 OK\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n");
     let chunk = format!("{:x}\r\n{CREATED}\r\n", CREATED.len());

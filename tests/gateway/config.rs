@@ -176,3 +176,34 @@ fn the_schema_is_a_valid_json_schema_and_accepts_the_example() {
     example["limits"]["colour"] = "red".into();
     assert!(!validator.is_valid(&example));
 }
+
+#[test]
+fn what_would_fail_every_request_is_found_before_it_is_served() {
+    let app = |dialect: &str, url: &str, more: &str| {
+        format!(
+            "[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{dialect}\"\nkeys = []\n\
+             [apps.backend]\nurl = \"{url}\"\n{more}"
+        )
+    };
+    let known = "qingcloud-appcenter";
+    for (toml, wanted) in [
+        (app(known, "http://127.0.0.1:99999/x", ""), "apps[0].backend.url: must have a port"),
+        (app(known, "http://127.0.0.1:0/x", ""), "apps[0].backend.url: must have a port"),
+        (app(known, "http://[::1]:x/", ""), "apps[0].backend.url: "),
+        (
+            app(known, "http://h", "routes.RenewAppInstance = { path = \"/a<b>\" }"),
+            "apps[0].backend.routes.RenewAppInstance.path: must begin with /",
+        ),
+        // One problem does not hide the others of its app.
+        (app("nowhere", "ftp://h", "answer_within = \"soon\""), "apps[0].dialect: is not known"),
+        (app("nowhere", "ftp://h", "answer_within = \"soon\""), "apps[0].backend.url: must begin with http"),
+        (app("nowhere", "ftp://h", "answer_within = \"soon\""), "apps[0].backend.answer_within: is not a duration"),
+        (app("nowhere", "ftp://h", ""), "apps[0].keys: there is no active key"),
+    ] {
+        let checked = check(&Directory::new(), &toml);
+        assert_eq!(checked.code, 1, "{toml}\n{}", checked.text);
+        assert!(checked.text.contains(wanted), "{wanted} not in\n{}", checked.text);
+    }
+    let checked = check(&Directory::new(), "listen = {\n");
+    assert!(checked.text.contains("1 problem found"), "{}", checked.text);
+}

@@ -170,6 +170,12 @@ async fn a_trusted_proxys_request_id_is_kept_if_it_looks_like_one() {
         let reply = gateway.get_with(&create().target(), &format!("X-Request-Id: {wrong}\r\n")).await;
         assert_ne!(reply.request_id(), wrong);
     }
+    // A proxy that adds a line of its own behind a forged one.
+    let lines = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 10.1.1.1\r\n";
+    gateway.get_with(&create().target(), lines).await.assert_is(CREATED);
+    let seen = backend.requests().pop().unwrap();
+    let forwarded = seen.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
+    assert_eq!(forwarded.map(|(_, value)| value.as_str()).collect::<Vec<_>>(), ["6.6.6.6", "10.1.1.1"]);
     // The rejections of later proxies' requests are found by the same id.
     let reply = gateway.get_with("/nowhere", "X-Request-Id: lost\r\n").await;
     reply.assert_rejected(404, "unknown_app");

@@ -124,6 +124,24 @@ async fn a_caller_that_hangs_up_does_not_end_the_delivery() {
 }
 
 #[tokio::test]
+async fn what_became_of_an_order_is_logged_though_its_caller_has_gone() {
+    let (backend, gate) = gated().await;
+    let gateway = in_single_steps(&backend).await;
+    let order = create();
+    let mut caller = Connection::open(gateway.listen).await;
+    caller.send(get(&order.target(), "")).await;
+    backend.wait_for(1).await;
+    drop(caller);
+    gateway.wait_for_metric("spigate_callers_gone_total", |gone| gone == 1.0).await;
+    gate.open();
+    let fits = |line: &serde_json::Value| line["order_id"] == order.value("order_id");
+    let line = gateway.line("the end of the delivery", fits).await;
+    assert_eq!(line["message"], "a delivery ended when nobody waited for it any more");
+    assert_eq!((&line["app"], &line["outcome"]), (&"crm".into(), &"delivered".into()));
+    assert_eq!(line["instance_id"], serde_json::from_str::<serde_json::Value>(CREATED).unwrap()["instanceId"]);
+}
+
+#[tokio::test]
 async fn requests_beyond_the_limit_are_told_to_come_again_while_admin_answers() {
     let (backend, gate) = gated().await;
     let setup = Setup::new(&backend).top("[limits]\nin_flight = 2\n");

@@ -107,6 +107,8 @@ impl Seen {
 struct Record {
     requests: Vec<Seen>,
     connections: usize,
+    /// Connections that the other side ended.
+    ended: usize,
     /// Bytes that came and were no whole request by the time the connection ended.
     stray: Vec<u8>,
 }
@@ -213,6 +215,13 @@ impl Backend {
         requests.remove(0)
     }
 
+    /// Waits until the gateway has ended so many connections.
+    pub(crate) async fn wait_for_ended(&self, count: usize) {
+        let mut record = self.record.subscribe();
+        let enough = record.wait_for(|record| record.ended >= count);
+        within_deadline("ended connections at the backend", enough).await.unwrap();
+    }
+
     /// Waits until so many requests have come.
     pub(crate) async fn wait_for(&self, count: usize) {
         let mut record = self.record.subscribe();
@@ -247,7 +256,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             }
             match stream.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) => {
-                    record.send_modify(|record| record.stray.extend_from_slice(&buffer));
+                    record.send_modify(|record| {
+                        record.stray.extend_from_slice(&buffer);
+                        record.ended += 1;
+                    });
                     return;
                 }
                 Ok(_) => {}
