@@ -149,6 +149,21 @@ fn explain_names_the_mistake() {
     let output = spigate(&["explain", "action=TestConnection", "--key-file", key.path()]);
     assert!(err(&output).contains("underscores_in_headers"), "{}", err(&output));
     assert_eq!(spigate(&["explain", "hello", "--key-file", key.path()]).status.code(), Some(2));
+    // Genuine as far as the signature goes, but the gateway would not take its time.
+    let signed = spigate(&[
+        "sign",
+        "--url",
+        "http://h/spi",
+        "--key-file",
+        key.path(),
+        "--action",
+        "TestConnection",
+        "--time",
+        "yesterday",
+    ]);
+    let output = spigate(&["explain", out(&signed).lines().next().unwrap(), "--key-file", key.path()]);
+    assert!(out(&output).contains("timestamp_invalid"), "{}", out(&output));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

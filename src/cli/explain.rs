@@ -96,8 +96,9 @@ impl Explain {
         let builtin = builtin::load().map_err(Failure::unusable)?;
         conclude(explain(&contexts, own, &builtin, query, signature))?;
         show_contract(dialect, params, time)?;
-        match (&own.app, time) {
-            (Some(app), Some(time)) => freshness::within(&app.freshness, time, clock::now())
+        match (&own.app, time, &dialect.time) {
+            (_, None, Some(_)) => Err(Failure::negative("a request without a readable time is refused")),
+            (Some(app), Some(time), _) => freshness::within(&app.freshness, time, clock::now())
                 .map_err(|rejection| Failure::negative(format!("with this configuration: {rejection}"))),
             _ => Ok(()),
         }

@@ -93,8 +93,8 @@ fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed
 /// Builds the backend's request.
 ///
 /// # Errors
-/// Nothing that a validated configuration and a checked request can cause: the parts are
-/// encoded before they are put together.
+/// Only a target longer than `http::Uri` holds: decoded parameters, encoded anew, can be three
+/// times as long as they came. Everything else was checked with the configuration.
 pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
     let dialect = &*app.config.dialect;
     let request = &checked.request;
@@ -154,7 +154,9 @@ pub fn passed_on(incoming: &HeaderMap, app: &App, trusted: bool) -> HeaderMap {
         }
     };
     keep(&USER_AGENT);
-    if incoming.get(TRACEPARENT).is_some_and(is_traceparent) {
+    // Two of them, or a malformed one, are none (W3C Trace Context, section 3.2).
+    let mut parents = incoming.get_all(TRACEPARENT).iter();
+    if parents.next().is_some_and(is_traceparent) && parents.next().is_none() {
         keep(&TRACEPARENT);
         keep(&TRACESTATE);
     }

@@ -119,6 +119,8 @@ async fn a_valid_traceparent_is_passed_on_and_any_other_is_not() {
     };
     let (parent, state) = seen(&format!("traceparent: {TRACE}\r\ntracestate: a=1\r\n")).await;
     assert_eq!((parent.as_deref(), state.as_deref()), (Some(TRACE), Some("a=1")));
+    let double = format!("traceparent: {TRACE}\r\ntraceparent: x\r\n");
+    assert_eq!(seen(&double).await, (None, None));
     for wrong in [
         "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
