@@ -37,9 +37,9 @@ impl Exchange {
     /// unauthenticated caller claims does not belong into logs and labels.
     pub fn learn(&mut self, app: &App, checked: &Checked) {
         let dialect = &*app.config.dialect;
-        let text = |field: Option<usize>| field.and_then(|field| checked.request.text(field)).map(str::to_owned);
-        self.action = Some(checked.request.action_index());
-        self.debug = Some(checked.request.is_debug(dialect));
+        let text = |field: Option<usize>| field.and_then(|field| checked.request().text(field)).map(str::to_owned);
+        self.action = Some(checked.request().action_index());
+        self.debug = Some(checked.request().is_debug(dialect));
         self.order_id = text(dialect.order);
         self.instance_id = text(dialect.instance);
     }

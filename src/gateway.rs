@@ -129,7 +129,7 @@ impl Gateway {
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
-        let action = checked.request.action(&config.dialect);
+        let action = checked.request().action(&config.dialect);
         let answer_by = caller.arrival + config.backend.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
             if config.test_connection == TestConnection::Probe
@@ -140,12 +140,12 @@ impl Gateway {
             let sample = Bytes::copy_from_slice(action.reply.sample.as_bytes());
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
-        let key = DeliveryKey::of(&config.name, &config.dialect, &checked.request, &checked.signature);
+        let key = DeliveryKey::of(&config.name, &config.dialect, checked.request(), checked.signature());
         let (app, metrics, request_id) = (Arc::clone(app), Arc::clone(&self.metrics), caller.request_id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             return Ok(attempt(app, checked, metrics, request_id, key, answer_by).await);
         }
-        let fingerprint = Fingerprint::of(&config.dialect, &checked.request);
+        let fingerprint = Fingerprint::of(&config.dialect, checked.request());
         let call_by = caller.arrival + config.backend.timeout;
         let (story, id) = (story.clone(), request_id.clone());
         let first = || async move {
@@ -174,7 +174,7 @@ async fn attempt(
         // query that decoding and encoding anew made longer than any target may be.
         return Delivery::failed(Rejection::UriTooLong { limit: MAX_TARGET });
     };
-    let action = checked.request.action_index();
+    let action = checked.request().action_index();
     let begun = Instant::now();
     let mut delivery = match forward::forward(&app.backend, request, call_by).await {
         Ok(reply) => validate::validate(&app.config.dialect.actions[action].reply, reply),

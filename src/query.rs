@@ -207,9 +207,16 @@ impl Params {
     /// Looks for a parameter by its decoded name; its place is good for these parameters only.
     pub fn find(&self, name: &str) -> Found {
         let prefix = prefix(name.as_bytes());
-        let is_before =
-            |entry: &Entry| (entry.prefix, name_of(&self.text, entry).as_bytes()) < (prefix, name.as_bytes());
-        let from = self.entries.partition_point(is_before);
+        let is_before = |entry: &Entry| {
+            let name_is_before = || name_of(&self.text, entry).as_bytes() < name.as_bytes();
+            entry.prefix < prefix || (entry.prefix == prefix && name_is_before())
+        };
+        let from = if self.entries.len() <= FEW {
+            // Comparing a handful of numbers in a row is faster than halving.
+            self.entries.iter().position(|entry| !is_before(entry)).unwrap_or(self.entries.len())
+        } else {
+            self.entries.partition_point(is_before)
+        };
         let is_it = |at: usize| {
             let entry = self.entries.get(at);
             entry.is_some_and(|entry| entry.prefix == prefix && name_of(&self.text, entry) == name)
@@ -247,6 +254,9 @@ fn name_of<'t>(text: &'t str, entry: &Entry) -> &'t str {
 fn position(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
+
+/// Up to so many parameters are looked through one by one.
+const FEW: usize = 16;
 
 /// The first eight bytes of a name as a number that sorts as they do. Shorter names are filled
 /// up with zeros; where that makes two names equal, the names themselves are compared.

@@ -13,16 +13,38 @@ use crate::stage::receive::Received;
 
 /// A request that may be delivered, and what a delivery needs besides its parameters.
 pub struct Checked {
+    request: SpiRequest,
+    signature: Tag,
+    key: usize,
+    query: String,
+    passed_on: HeaderMap,
+}
+
+impl Checked {
     /// The decoded request.
-    pub request: SpiRequest,
+    pub fn request(&self) -> &SpiRequest {
+        &self.request
+    }
+
     /// Its signature.
-    pub signature: Tag,
+    pub fn signature(&self) -> &Tag {
+        &self.signature
+    }
+
     /// Position of the app's key that verified it.
-    pub key: usize,
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
     /// The query as received where it is sent so, else nothing.
-    pub query: String,
+    pub fn query(&self) -> &str {
+        &self.query
+    }
+
     /// The incoming headers that are passed on.
-    pub passed_on: HeaderMap,
+    pub fn passed_on(&self) -> &HeaderMap {
+        &self.passed_on
+    }
 }
 
 /// Checks the request contract.

@@ -36,6 +36,17 @@ const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(
 /// and parameter separators, quotes.
 const HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'+').add(b',').add(b';').add(b'"').add(b'\\');
 
+/// Bytes that [`HEADER`] leaves as they are.
+static PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0x21;
+    while byte < 0x7f {
+        table[byte] = !matches!(byte as u8, b'%' | b'+' | b',' | b';' | b'"' | b'\\');
+        byte += 1;
+    }
+    table
+};
+
 const X_SPI_APP: HeaderName = HeaderName::from_static("x-spi-app");
 const X_SPI_DIALECT: HeaderName = HeaderName::from_static("x-spi-dialect");
 const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
@@ -97,7 +108,7 @@ fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed
 /// times as long as they came. Everything else was checked with the configuration.
 pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
     let dialect = &*app.config.dialect;
-    let request = &checked.request;
+    let request = checked.request();
     let action = request.action_index();
     let backend = &app.config.backend;
     let route = &backend.routes[action];
@@ -117,7 +128,7 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     let headers = outgoing.headers_mut();
     headers.reserve(24);
     headers.insert(HOST, backend.endpoint.authority.clone());
-    for (name, value) in &checked.passed_on {
+    for (name, value) in checked.passed_on() {
         headers.append(name, value.clone());
     }
     match backend.send {
@@ -132,7 +143,7 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
     headers.insert(X_SPI_ACTION, app.template.actions[action].clone());
     headers.insert(X_SPI_DEBUG, HeaderValue::from_static(boolean(request.is_debug(dialect))));
-    headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key].clone());
+    headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key()].clone());
     headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
     headers.insert(X_REQUEST_ID, attempt.request_id.clone());
     headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
@@ -200,8 +211,8 @@ fn is_traceparent(value: &HeaderValue) -> bool {
 
 fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
     let dialect = &*app.config.dialect;
-    let request = &checked.request;
-    let mut target = String::with_capacity(checked.query.len() + 64);
+    let request = checked.request();
+    let mut target = String::with_capacity(checked.query().len() + 64);
     for part in &route.path {
         match part {
             PathPart::Literal(text) => target.push_str(text),
@@ -213,7 +224,7 @@ fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Erro
     }
     let mut query = Query { target: &mut target, separator: '?' };
     match app.config.backend.send {
-        Send::Raw => query.raw(&checked.query),
+        Send::Raw => query.raw(checked.query()),
         send => {
             if let Some(own) = &app.config.backend.endpoint.query {
                 query.raw(own);
@@ -265,6 +276,8 @@ fn put_params(headers: &mut HeaderMap, app: &App, request: &SpiRequest) {
         let text: Cow<'_, str> = match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
             Value::Object(document) => json::ascii(document),
+            // Most values need no encoding; a look at a table is cheaper than the encoder's.
+            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => as_text(&value).into(),
             value => utf8_percent_encode(as_text(&value), HEADER).into(),
         };
         // Both are visible ASCII by now.
@@ -357,4 +370,19 @@ impl JsonObject {
 fn header_value(text: &str) -> HeaderValue {
     let encoded: Cow<'_, str> = utf8_percent_encode(text, HEADER).into();
     HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plain_is_what_the_encoder_leaves() {
+        for byte in 0..128_u8 {
+            let text = char::from(byte).to_string();
+            let left = utf8_percent_encode(&text, HEADER).to_string() == text;
+            assert_eq!(PLAIN[usize::from(byte)], left, "{byte:#x}");
+        }
+        assert!(!PLAIN[128..].contains(&true));
+    }
 }
