@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, Overrides, load_config};
@@ -30,6 +31,7 @@ impl Serve {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        raise_descriptor_limit(config.limits.connections);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -48,6 +50,24 @@ impl Serve {
         // A name look-up that hangs must not hold up an end whose time has come.
         runtime.shutdown_background();
         result
+    }
+}
+
+/// Raises the soft limit of file descriptors to the hard one. Shells give 1,024, which was meant
+/// for programs that use `select`, and is far below what an open port needs.
+fn raise_descriptor_limit(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    // A process that may not raise it goes on with what it has.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    if let Some(descriptors) = getrlimit(Resource::Nofile).current
+        && usize::try_from(descriptors).is_ok_and(|descriptors| descriptors < connections)
+    {
+        tracing::warn!(
+            descriptors,
+            connections,
+            "the process may open fewer files than limits.connections allows connections; raise its limit (ulimit -n, \
+             LimitNOFILE) or lower limits.connections"
+        );
     }
 }
 

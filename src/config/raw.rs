@@ -134,7 +134,7 @@ impl Default for RawLimits {
             parameters: Int(64),
             query_bytes: "16KiB".into(),
             reply_bytes: "1MiB".into(),
-            connections: Int(10_000),
+            connections: Int(16_000),
             in_flight: Int(1_024),
             header_timeout: "10s".into(),
             idle_timeout: "75s".into(),
