@@ -5,6 +5,7 @@
 //! with its path and place. It is the only reader of configuration.
 
 pub mod raw;
+pub mod scalar;
 pub mod source;
 pub mod units;
 pub mod validate;
@@ -120,7 +121,7 @@ pub struct KeyConfig {
     /// The key, prepared.
     pub key: SigningKey,
     /// The key's text, for `spigate explain`.
-    pub secret: raw::Secret,
+    pub secret: scalar::Secret,
 }
 
 /// What answers connection tests.

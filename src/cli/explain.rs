@@ -10,7 +10,7 @@ use super::signing::{DialectArgs, read_key};
 use super::{Failure, load_config, terminal};
 use crate::clock;
 use crate::config::Freshness;
-use crate::config::raw::Secret;
+use crate::config::scalar::Secret;
 use crate::diagnosis::{self, Candidate, Explanation};
 use crate::dialect::request::{Strictness, Value};
 use crate::dialect::{Dialect, builtin};

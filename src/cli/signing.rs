@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Failure, terminal};
 use crate::clock;
 use crate::config::Endpoint;
-use crate::config::raw::Secret;
+use crate::config::scalar::Secret;
 use crate::config::validate::read_secret;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::{Action, Dialect, builtin, file};

@@ -401,5 +401,5 @@ mod tests {
         assert!(found.iter().any(|problem| problem.contains("listn: unknown key")));
     }
 
-    use super::super::raw::Int;
+    use super::super::scalar::Int;
 }

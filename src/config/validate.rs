@@ -11,7 +11,8 @@ use std::time::Duration;
 use http::Method;
 use zeroize::Zeroizing;
 
-use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey, Secret};
+use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey};
+use super::scalar::{Int, Secret};
 use super::source::{Problem, Sources};
 use super::{
     AppConfig, BackendConfig, Config, Endpoint, Freshness, KeyConfig, Limits, LogConfig, PathPart, Route, Send,
@@ -119,7 +120,7 @@ impl<'s> Validator<'s> {
         self.read(path, address)
     }
 
-    fn count(&mut self, path: &str, number: raw::Int, range: std::ops::RangeInclusive<u64>) -> usize {
+    fn count(&mut self, path: &str, number: Int, range: std::ops::RangeInclusive<u64>) -> usize {
         if !range.contains(&number.0) {
             self.problem(path, &format!("must be from {} to {}", range.start(), range.end()));
         }
