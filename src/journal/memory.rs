@@ -64,9 +64,11 @@ impl Claims {
 impl Ticket {
     /// Ends the delivery and tells everybody who waits; says whether anybody did.
     pub fn finish(self, delivery: Delivery) -> bool {
+        // One receiver belongs to the list of running deliveries. Counted before the others hear:
+        // afterwards they may be gone, answered.
+        let anybody = self.result.receiver_count() > 1;
         self.result.send_replace(Some(delivery));
-        // One receiver belongs to the list of running deliveries.
-        self.result.receiver_count() > 1
+        anybody
     }
 }
 

@@ -188,6 +188,27 @@ mod tests {
         assert_eq!(told.await, Ok(Outcome::Delivered));
     }
 
+    /// The one who waits may be gone again, answered, before the delivery's task goes on.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_delivery_that_somebody_waits_for_is_never_called_unheard() {
+        let deliveries = Deliveries::default();
+        let (key, print) = order("a");
+        let unheard = Arc::new(AtomicUsize::new(0));
+        for _ in 0..5_000 {
+            let attempt = || async {
+                tokio::task::yield_now().await;
+                Delivery::answered(Outcome::Delivered, Bytes::new(), None)
+            };
+            let count = Arc::clone(&unheard);
+            let tell = move |_: &Delivery| {
+                count.fetch_add(1, Ordering::SeqCst);
+            };
+            deliveries.once(key, print, soon(), attempt, tell).await.unwrap();
+        }
+        deliveries.drained().await;
+        assert_eq!(unheard.load(Ordering::SeqCst), 0);
+    }
+
     #[tokio::test]
     async fn a_panic_ends_the_delivery_for_everybody() {
         let deliveries = Deliveries::default();
