@@ -146,6 +146,21 @@ fn explain_names_the_mistake() {
     let output = spigate(&["explain", query, "--key-file", other.path()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(err(&output).contains("no known mistake explains it"), "{}", err(&output));
+    // Two files of one name are two keys.
+    let directories =
+        ["a", "b"].map(|name| std::env::temp_dir().join(format!("spigate-cli-{}-{name}", std::process::id())));
+    let files = directories.each_ref().map(|directory| {
+        std::fs::create_dir_all(directory).unwrap();
+        directory.join("app_key")
+    });
+    std::fs::write(&files[0], "another key").unwrap();
+    std::fs::write(&files[1], KEY).unwrap();
+    let [first, second] = files.each_ref().map(|file| file.to_str().unwrap());
+    let output = spigate(&["explain", query, "--key-file", first, "--key-file", second]);
+    for directory in directories {
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+    assert!(err(&output).contains("the method line is missing"), "{}", err(&output));
     let output = spigate(&["explain", "action=TestConnection", "--key-file", key.path()]);
     assert!(err(&output).contains("underscores_in_headers"), "{}", err(&output));
     assert_eq!(spigate(&["explain", "hello", "--key-file", key.path()]).status.code(), Some(2));

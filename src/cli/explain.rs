@@ -1,7 +1,7 @@
 //! `spigate explain`: what a signed URL says, whether it verifies, and if not, why.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use jiff::Timestamp;
@@ -146,7 +146,7 @@ impl Explain {
                 let keys = self
                     .key_file
                     .iter()
-                    .map(|path| Ok(Key { name: name_of(path), secret: read_key(path)?, active: true }));
+                    .map(|path| Ok(Key { name: path.display().to_string(), secret: read_key(path)?, active: true }));
                 contexts.push(Context { dialect, keys: keys.collect::<Result<_, Failure>>()?, app: None });
             }
         }
@@ -171,10 +171,6 @@ fn show_time(dialect: &Dialect, params: &Params) -> Option<Timestamp> {
         None => terminal::say(&format!("time       is not {}: timestamp_invalid", rule.format.describe())),
     }
     time
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The context that the request belongs to: the app at its path, else the first whose dialect

@@ -45,7 +45,7 @@ pub struct SigningArgs {
 /// Which dialect, built-in or from a file.
 #[derive(Args)]
 pub struct DialectArgs {
-    /// Name of a built-in dialect; the first one if it is left out
+    /// Name of a built-in dialect; left out: the first one, or for explain the one that fits
     #[arg(long, value_name = "NAME")]
     dialect: Option<String>,
     /// A dialect file instead of a built-in one
