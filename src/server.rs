@@ -149,8 +149,8 @@ where
         tokio::select! {
             // An error here is the peer's: a broken connection or a head that was refused.
             _ = connection.as_mut() => return,
-            () = check.as_mut() => match pace.remaining() {
-                Some(remaining) => check.as_mut().reset(tokio::time::Instant::now() + remaining),
+            () = check.as_mut() => match pace.next_check() {
+                Some(next) => check.as_mut().reset(tokio::time::Instant::now() + next),
                 // Too slow: closing is all that is owed.
                 None => return,
             },

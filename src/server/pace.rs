@@ -64,15 +64,18 @@ impl Pace {
         }
     }
 
-    /// Time until the current limit; `None` if it has passed.
-    pub fn remaining(&self) -> Option<Duration> {
+    /// When to ask again; `None` if the current limit has passed.
+    ///
+    /// Never later than a head may take: one that begins right after this call has to be seen in
+    /// time.
+    pub fn next_check(&self) -> Option<Duration> {
         let limit = match self.state.load(Ordering::Relaxed) {
             HEAD => self.head,
             BUSY => return Some(self.head.min(self.idle)),
             _ => self.idle,
         };
         let spent = self.born.elapsed().saturating_sub(Duration::from_millis(self.since.load(Ordering::Relaxed)));
-        limit.checked_sub(spent).filter(|left| !left.is_zero())
+        limit.checked_sub(spent).filter(|left| !left.is_zero()).map(|left| left.min(self.head))
     }
 
     // All of it happens in the connection's own task; the atomics only make it shareable.

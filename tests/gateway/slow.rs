@@ -40,6 +40,22 @@ async fn sending_a_head_byte_by_byte_buys_no_time() {
 }
 
 #[tokio::test]
+async fn a_second_head_has_no_more_time_than_the_first() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"120s\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    let mut connection = Connection::open(gateway.listen).await;
+    connection.send(get(&create().target(), "")).await;
+    connection.reply().await.unwrap().assert_is(CREATED);
+    // When a later connection has been closed, this one has been idle for longer than a head may
+    // take, which is its right.
+    assert!(gateway.raw("").await.is_empty());
+    assert!(!connection.has_ended().await);
+    connection.send("GET /spi").await;
+    assert!(connection.until_closed().await.is_empty());
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_closed_after_its_answer() {
     let backend = Backend::confirming().await;
     let gateway = impatient(&backend).await;
