@@ -4,6 +4,7 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod journal;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+use journal::JournalConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
 
@@ -39,6 +41,8 @@ pub struct Config {
     pub limits: Limits,
     /// How the process ends.
     pub shutdown: ShutdownConfig,
+    /// What remembers deliveries.
+    pub journal: JournalConfig,
     /// All dialects, built-in and from `dialect_dir`.
     pub dialects: Vec<Arc<Dialect>>,
     /// The apps.
@@ -103,8 +107,12 @@ pub struct AppConfig {
     pub strictness: Strictness,
     /// What answers connection tests.
     pub test_connection: TestConnection,
-    /// Whether copies of a running delivery wait for it.
+    /// Whether the journal sees to it that each order is delivered once.
     pub deliver_once: bool,
+    /// Whether a delivery that may have been executed waits for the operator.
+    pub hold_unconfirmed: bool,
+    /// Whether a purchase without an order number joins an unanswered one of equal content.
+    pub join_lookalikes: bool,
     /// The freshness window.
     pub freshness: Freshness,
     /// The backend.

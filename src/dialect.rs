@@ -50,6 +50,8 @@ pub struct Dialect {
     pub order: Option<usize>,
     /// Position of the field that holds the instance's id.
     pub instance: Option<usize>,
+    /// Position of the field that names the customer.
+    pub user: Option<usize>,
     /// Documented parameters besides action, time and signature.
     pub fields: Vec<Field>,
     /// Actions, in the order of their names in the file.

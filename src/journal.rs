@@ -1,8 +1,13 @@
-//! What spigate knows of deliveries: which order a request belongs to, and whether it runs.
+//! What spigate knows of deliveries: which order a request belongs to, and what became of it.
 //!
-//! This is the seam of the delivery journal. `key.rs` says what makes two requests the same
-//! delivery (pure); `memory.rs` lets copies of a *running* delivery wait for its result. Nothing
-//! is remembered once a delivery has ended: durable stores will stand behind the same calls.
+//! - `key.rs`: what makes two requests the same delivery (pure)
+//! - `entry.rs`: what is recorded of one (data)
+//! - `machine.rs`: what may become of it (pure)
+//! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 
+pub mod entry;
 pub mod key;
+pub mod machine;
 pub mod memory;
+pub mod running;
+pub mod store;

@@ -161,14 +161,42 @@ impl Default for RawShutdown {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawJournal {
-    /// Where. This version keeps running deliveries in memory only, whatever stands here, and
-    /// says so at start.
+    /// Where: `sqlite:PATH`, `postgres://USER@HOST/DATABASE`, or `memory:`, which a restart empties.
     pub url: String,
+    /// How long a claim outlives a process that fell silent, where several share a journal.
+    pub lease: String,
+    /// What wraps the keys that seal replies; without it, every key of the app does.
+    pub encryption_key: Option<RawSecret>,
+    /// How long replies are kept whole; after that, only their success and instance id.
+    pub retain_replies: String,
+    /// How long deliveries are remembered at all.
+    pub retain_history: String,
+    /// How long a recorded expire or delete is replayed before the next one is a new one.
+    pub lifecycle_replay: String,
+}
+
+/// A secret: exactly one of `file`, `env` and `value`.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSecret {
+    /// A file that holds it; one trailing newline is ignored.
+    pub file: Option<String>,
+    /// An environment variable that holds it.
+    pub env: Option<String>,
+    /// The secret itself. Prefer `file`.
+    pub value: Option<Secret>,
 }
 
 impl Default for RawJournal {
     fn default() -> Self {
-        Self { url: "memory:".into() }
+        Self {
+            url: "sqlite:./spigate.db".into(),
+            lease: "10s".into(),
+            encryption_key: None,
+            retain_replies: "30d".into(),
+            retain_history: "400d".into(),
+            lifecycle_replay: "1h".into(),
+        }
     }
 }
 
@@ -192,8 +220,13 @@ pub struct RawApp {
     /// What answers the platform's connection test: the backend itself, a look whether it
     /// accepts a connection, or spigate alone.
     pub test_connection: RawTestConnection,
-    /// Whether copies of a running delivery wait for it instead of reaching the backend too.
+    /// Whether each order is delivered once: claimed, recorded and replayed by the journal. Without
+    /// it spigate is a plain verified proxy for backends that tell copies apart themselves.
     pub deliver_once: Flag,
+    /// What becomes of a delivery that the backend may have executed.
+    pub on_unconfirmed: RawOnUnconfirmed,
+    /// What tells purchases apart that carry no order number.
+    pub without_order_id: RawWithoutOrderId,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,
     /// Where requests are delivered.
@@ -211,6 +244,8 @@ impl Default for RawApp {
             contract: RawContract::Lenient,
             test_connection: RawTestConnection::Forward,
             deliver_once: Flag(true),
+            on_unconfirmed: RawOnUnconfirmed::Retry,
+            without_order_id: RawWithoutOrderId::Signature,
             freshness: RawFreshness::default(),
             backend: RawBackend::default(),
         }
@@ -225,6 +260,27 @@ pub enum RawContract {
     Lenient,
     /// Refuse it.
     Strict,
+}
+
+/// What becomes of a delivery that the backend may have executed.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnUnconfirmed {
+    /// The next copy is forwarded, with the same Idempotency-Key and a higher X-Spi-Attempt.
+    Retry,
+    /// Copies get 503 until the operator decides with `spigate journal resolve`.
+    Hold,
+}
+
+/// What tells purchases apart that carry no order number.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawWithoutOrderId {
+    /// The request's signature: only a byte-identical replay is the same purchase.
+    Signature,
+    /// The same, and a request with equal content is the same purchase for as long as the earlier
+    /// one was never answered with success.
+    Unanswered,
 }
 
 /// What answers the platform's connection test.
@@ -262,7 +318,7 @@ pub enum RawKeyState {
     /// It does.
     #[default]
     Active,
-    /// It does not any more.
+    /// It does not any more. It still opens replies that were sealed with it.
     Retired,
 }
 

@@ -24,7 +24,7 @@ use crate::dialect::{Dialect, Presence, builtin, file};
 /// Validates one raw configuration.
 pub(super) struct Validator<'s> {
     sources: &'s Sources,
-    base: &'s Path,
+    pub(super) base: &'s Path,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
@@ -50,7 +50,7 @@ impl<'s> Validator<'s> {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
             grace: self.duration("shutdown.grace", &raw.shutdown.grace),
         };
-        self.journal(&raw.journal.url);
+        let journal = self.journal(&raw.journal);
         if raw.apps.is_empty() && !self.problems.iter().any(|problem| problem.path.starts_with("apps")) {
             self.problem("apps", "there is no [[apps]] entry; nothing would be served");
         }
@@ -81,13 +81,14 @@ impl<'s> Validator<'s> {
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,
             shutdown,
+            journal,
             dialects,
             apps,
             warnings: self.warnings,
         })
     }
 
-    fn problem(&mut self, path: &str, message: &str) {
+    pub(super) fn problem(&mut self, path: &str, message: &str) {
         let known = self.problems.iter().any(|problem| problem.path == path);
         // A value that could not even be read was replaced by a default: one complaint will do.
         if !known {
@@ -95,19 +96,19 @@ impl<'s> Validator<'s> {
         }
     }
 
-    fn warn(&mut self, path: &str, message: &str) {
+    pub(super) fn warn(&mut self, path: &str, message: &str) {
         self.warnings.push(self.sources.problem(path, message));
     }
 
-    fn read<T>(&mut self, path: &str, value: Result<T, String>) -> Option<T> {
+    pub(super) fn read<T>(&mut self, path: &str, value: Result<T, String>) -> Option<T> {
         value.map_err(|message| self.problem(path, &message)).ok()
     }
 
-    fn duration(&mut self, path: &str, text: &str) -> Duration {
+    pub(super) fn duration(&mut self, path: &str, text: &str) -> Duration {
         self.read(path, units::duration(text)).unwrap_or_default()
     }
 
-    fn positive_duration(&mut self, path: &str, text: &str) -> Duration {
+    pub(super) fn positive_duration(&mut self, path: &str, text: &str) -> Duration {
         let duration = self.duration(path, text);
         if duration.is_zero() {
             self.problem(path, "must be more than zero");
@@ -145,19 +146,6 @@ impl<'s> Validator<'s> {
             in_flight: self.count("limits.in_flight", raw.in_flight, 1..=1_000_000),
             header_timeout: self.positive_duration("limits.header_timeout", &raw.header_timeout),
             idle_timeout: self.positive_duration("limits.idle_timeout", &raw.idle_timeout),
-        }
-    }
-
-    fn journal(&mut self, url: &str) {
-        let known = ["memory:", "sqlite:", "postgres://", "postgresql://"];
-        if !known.iter().any(|scheme| url.starts_with(scheme)) {
-            self.problem("journal.url", "must begin with sqlite:, postgres:// or memory:");
-        } else if !url.starts_with("memory:") {
-            self.warn(
-                "journal.url",
-                "this version keeps running deliveries in memory only: nothing is recorded, and an order that \
-                 was answered before is delivered again when it comes again",
-            );
         }
     }
 
@@ -274,6 +262,8 @@ impl<'s> Validator<'s> {
                 raw::RawTestConnection::Answer => TestConnection::Answer,
             },
             deliver_once: raw.deliver_once.0,
+            hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
+            join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
             freshness,
             backend,
         })
@@ -293,7 +283,7 @@ impl<'s> Validator<'s> {
             } else if !ids.insert(id.clone()) {
                 self.problem(&format!("{at}.id"), "is used by another key of this app");
             }
-            let Some((place, secret)) = self.secret(&at, key) else { continue };
+            let Some((place, secret)) = self.secret(&at, &key.file, &key.env, &key.value) else { continue };
             match dialect.signing_key(secret.expose()) {
                 Ok(signing) => {
                     keys.push(KeyConfig { id, active: key.state == raw::RawKeyState::Active, key: signing, secret });
@@ -307,9 +297,15 @@ impl<'s> Validator<'s> {
         keys
     }
 
-    /// The text of a key and the path of where it came from.
-    fn secret(&mut self, at: &str, key: &RawKey) -> Option<(String, Secret)> {
-        match (&key.file, &key.env, &key.value) {
+    /// The text of a secret and the path of where it came from.
+    pub(super) fn secret(
+        &mut self,
+        at: &str,
+        file: &Option<String>,
+        env: &Option<String>,
+        value: &Option<Secret>,
+    ) -> Option<(String, Secret)> {
+        match (file, env, value) {
             (Some(file), None, None) => {
                 let place = format!("{at}.file");
                 match read_secret(&self.base.join(file)) {

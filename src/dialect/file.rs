@@ -126,6 +126,7 @@ struct RawProtocol {
     debug: Option<String>,
     order: Option<String>,
     instance: Option<String>,
+    user: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -264,6 +265,7 @@ impl Compiler {
         };
         let order = role("protocol.order", raw.protocol.order.as_ref());
         let instance = role("protocol.instance", raw.protocol.instance.as_ref());
+        let user = role("protocol.user", raw.protocol.user.as_ref());
         let mut replies = BTreeMap::new();
         for (name, reply) in raw.replies {
             let contract = self.reply(&format!("replies.{name}"), reply);
@@ -332,6 +334,7 @@ impl Compiler {
             debug,
             order,
             instance,
+            user,
             fields,
             actions,
             published: raw

@@ -11,13 +11,49 @@ use crate::dialect::mac::Tag;
 use crate::dialect::request::{SpiRequest, Value};
 use crate::dialect::{ActionKind, Dialect};
 
-/// Identifies a delivery: app, action, debug flag and the order (or instance) it is about.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct DeliveryKey([u8; 32]);
+/// A hash under a name of its own, with the bytes that stores keep.
+macro_rules! digest {
+    ($(#[doc = $doc:literal])* $name:ident) => {
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct $name([u8; 32]);
 
-/// Tells orders with the same key and different content apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+        impl $name {
+            /// As it is stored.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// As it was stored; `None` if these are not 32 bytes.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), hex(&self.0[..16]))
+            }
+        }
+    };
+}
+
+digest! {
+    /// Identifies a delivery: app, action, debug flag and the order (or instance) it is about.
+    DeliveryKey
+}
+digest! {
+    /// Tells orders with the same key and different content apart.
+    Fingerprint
+}
+digest! {
+    /// The order behind a delivery: the same for its trial run and the real one.
+    Origin
+}
+digest! {
+    /// What two requests without an order number share if they ask for the same.
+    Lookalike
+}
 
 impl DeliveryKey {
     /// The key of a request to the app called `app`.
@@ -25,36 +61,83 @@ impl DeliveryKey {
     /// Without a dedupe field the request is its own order, known by its signature: a replay is
     /// caught, and two genuine purchases are not merged.
     pub fn of(app: &str, dialect: &Dialect, request: &SpiRequest, signature: &Tag) -> Self {
-        let action = request.action(dialect);
-        let mut hash = Parts::new("spigate delivery 1");
-        hash.put(app.as_bytes());
-        hash.put(action.name.as_bytes());
-        hash.put(if request.is_debug(dialect) { b"debug" } else { b"" });
-        match action.dedupe.and_then(|field| Some((field, request.text(field)?))) {
-            Some((field, value)) => {
-                hash.put(dialect.fields[field].name.as_bytes());
-                hash.put(value.as_bytes());
-            }
-            None => {
-                hash.put(b"");
-                hash.put(signature.as_bytes());
-            }
+        let debug: &[u8] = if request.is_debug(dialect) { b"debug" } else { b"" };
+        Self(identity("spigate delivery 1", app, dialect, request, signature, debug))
+    }
+
+    /// The key of the same delivery in a later cycle of its instance; cycle 0 is the key itself.
+    pub fn in_cycle(self, cycle: u32) -> Self {
+        if cycle == 0 {
+            return self;
         }
+        let mut hash = Parts::new("spigate cycle 1");
+        hash.put(&self.0);
+        hash.put(&cycle.to_be_bytes());
         Self(hash.finish())
     }
 
     /// The value of the `Idempotency-Key` header: the same for every attempt of this delivery,
     /// before and after any restart.
     pub fn idempotency_key(&self) -> String {
-        let digits = self.0[..16].iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+        hex(&self.0[..16])
     }
 }
 
-impl fmt::Debug for DeliveryKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeliveryKey({})", self.idempotency_key())
+impl Origin {
+    /// The order behind a request.
+    pub fn of(app: &str, dialect: &Dialect, request: &SpiRequest, signature: &Tag) -> Self {
+        Self(identity("spigate origin 1", app, dialect, request, signature, b""))
     }
+}
+
+impl Lookalike {
+    /// What a request without a dedupe field is recognised by; `None` for one that has it.
+    pub fn of(app: &str, dialect: &Dialect, request: &SpiRequest, fingerprint: &Fingerprint) -> Option<Self> {
+        if dedupe(dialect, request).is_some() {
+            return None;
+        }
+        let mut hash = Parts::new("spigate lookalike 1");
+        hash.put(app.as_bytes());
+        hash.put(request.action(dialect).name.as_bytes());
+        hash.put(if request.is_debug(dialect) { b"debug" } else { b"" });
+        hash.put(&fingerprint.0);
+        Some(Self(hash.finish()))
+    }
+}
+
+/// The field that tells one delivery of this request's action from another, and its value.
+pub fn dedupe<'r>(dialect: &Dialect, request: &'r SpiRequest) -> Option<(usize, &'r str)> {
+    request.action(dialect).dedupe.and_then(|field| Some((field, request.text(field)?)))
+}
+
+fn identity(
+    domain: &str,
+    app: &str,
+    dialect: &Dialect,
+    request: &SpiRequest,
+    signature: &Tag,
+    debug: &[u8],
+) -> [u8; 32] {
+    let mut hash = Parts::new(domain);
+    hash.put(app.as_bytes());
+    hash.put(request.action(dialect).name.as_bytes());
+    hash.put(debug);
+    match dedupe(dialect, request) {
+        Some((field, value)) => {
+            hash.put(dialect.fields[field].name.as_bytes());
+            hash.put(value.as_bytes());
+        }
+        None => {
+            hash.put(b"");
+            hash.put(signature.as_bytes());
+        }
+    }
+    hash.finish()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
 }
 
 impl Fingerprint {

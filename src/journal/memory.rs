@@ -1,87 +1,271 @@
-//! Running deliveries, in memory: the first copy of an order runs, later copies wait for it.
-//!
-//! Nothing outlives the delivery: once it has ended, the next copy is a new delivery.
+//! The journal in memory: for trials and tests. A restart forgets every delivery.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use jiff::Timestamp;
 
-use super::key::{DeliveryKey, Fingerprint};
-use crate::delivery::Delivery;
-use crate::rejection::Rejection;
+use super::entry::{Ask, Attempt, End, Entry, Lifecycle, State};
+use super::key::{DeliveryKey, Origin};
+use super::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Step};
+use super::store::{
+    Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
+};
 
-/// The running deliveries of this process.
-#[derive(Clone, Default)]
-pub struct Claims(Arc<Mutex<HashMap<DeliveryKey, Running>>>);
+/// How long a copy waits before it looks whether the attempt that it joined has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-struct Running {
-    fingerprint: Fingerprint,
-    result: Outlet,
+/// See the module.
+#[derive(Default)]
+pub struct MemoryStore(Mutex<Tables>);
+
+#[derive(Default)]
+struct Tables {
+    numbers: HashMap<DeliveryKey, i64>,
+    records: BTreeMap<i64, Record>,
+    next: i64,
+    instances: HashMap<(String, String), (Origin, Timestamp)>,
+    cycles: HashMap<(String, String), (u32, Timestamp)>,
+    data_keys: Vec<DataKey>,
 }
 
-/// Where the result of a running delivery will appear.
-pub type Outlet = watch::Receiver<Option<Delivery>>;
-
-/// What a copy of an order is told.
-pub enum Claim {
-    /// It is the first: deliver it, then [`Ticket::finish`].
-    First(Ticket, Outlet),
-    /// The first still runs: wait here.
-    Joined(Outlet),
-    /// The running one has other content.
-    Conflict,
+impl MemoryStore {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // Every change is made by code that does not panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// The right, and the duty, to deliver.
-pub struct Ticket {
-    claims: Claims,
-    key: DeliveryKey,
-    result: watch::Sender<Option<Delivery>>,
+fn at_once<'s, T: Send + 's>(value: T) -> Answer<'s, T> {
+    Box::pin(ready(Ok(value)))
 }
 
-impl Claims {
-    /// Claims a delivery.
-    pub fn claim(&self, key: DeliveryKey, fingerprint: Fingerprint) -> Claim {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key) {
-            Entry::Occupied(entry) if entry.get().fingerprint != fingerprint => Claim::Conflict,
-            Entry::Occupied(entry) => Claim::Joined(entry.get().result.clone()),
-            Entry::Vacant(entry) => {
-                let (result, outlet) = watch::channel(None);
-                entry.insert(Running { fingerprint, result: outlet.clone() });
-                Claim::First(Ticket { claims: self.clone(), key, result }, outlet)
+impl Tables {
+    fn record(&self, key: &DeliveryKey) -> Option<&Record> {
+        self.records.get(self.numbers.get(key)?)
+    }
+
+    fn entry(&self, key: &DeliveryKey) -> Option<Entry> {
+        self.record(key).map(|record| record.entry.clone())
+    }
+
+    /// The latest entry of a copy without an order number that the platform was never told of.
+    fn unanswered_lookalike(&self, ask: &Ask) -> Option<Entry> {
+        let lookalike = ask.lookalike?;
+        let mut latest = self.records.values().rev().map(|record| &record.entry);
+        latest.find(|entry| entry.lookalike == Some(lookalike) && entry.answered_at.is_none()).cloned()
+    }
+
+    fn claim(&mut self, ask: &Ask) -> Claimed {
+        let instance = (ask.app.clone(), ask.instance_id.clone().unwrap_or_default());
+        loop {
+            let cycle = match ask.lifecycle {
+                Lifecycle::Ends { .. } => self.cycles.get(&instance).map_or(0, |(cycle, _)| *cycle),
+                Lifecycle::None | Lifecycle::Revives => 0,
+            };
+            let key = ask.base.in_cycle(cycle);
+            let known = self.entry(&key).or_else(|| self.unanswered_lookalike(ask));
+            // One process, whose lease cannot be lost while it asks.
+            match machine::claim(known, false, ask, key, cycle) {
+                Step::Decided(claimed, change) => {
+                    self.write(&claimed.entry, change);
+                    return claimed;
+                }
+                Step::NextCycle => {
+                    self.cycles.insert(instance.clone(), (cycle.saturating_add(1), ask.now));
+                }
             }
         }
     }
 
-    /// How many deliveries run.
-    pub fn running(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
-impl Ticket {
-    /// Ends the delivery and tells everybody who waits; says whether anybody did.
-    pub fn finish(self, delivery: Delivery) -> bool {
-        // One receiver belongs to the list of running deliveries. Counted before the others hear:
-        // afterwards they may be gone, answered.
-        let anybody = self.result.receiver_count() > 1;
-        self.result.send_replace(Some(delivery));
-        anybody
-    }
-}
-
-/// A delivery that ends without a result ended in a panic; those who wait must hear of it.
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        self.result.send_if_modified(|result| {
-            let unfinished = result.is_none();
-            if unfinished {
-                *result = Some(Delivery::unconfirmed(Rejection::Internal));
+    fn finish(&mut self, end: &End) -> (Finished, Entry) {
+        let known = self.record(&end.key);
+        let earlier =
+            known.and_then(|record| record.history.iter().find(|attempt| attempt.number == end.attempt).cloned());
+        let taken = match &end.ending {
+            super::entry::Ending::Confirmed { instance_id: Some(id), .. } => {
+                self.is_taken(&end.ask.app, id, end.ask.origin)
             }
-            unfinished
+            _ => false,
+        };
+        let (finished, entry, change) = machine::finish(known.map(|record| record.entry.clone()), earlier, taken, end);
+        self.write(&entry, change);
+        (finished, entry)
+    }
+
+    fn is_taken(&self, app: &str, instance: &str, by_another_than: Origin) -> bool {
+        let owner = self.instances.get(&(app.to_owned(), instance.to_owned()));
+        owner.is_some_and(|(owner, _)| *owner != by_another_than)
+    }
+
+    fn write(&mut self, entry: &Entry, change: Change) {
+        let instance = entry.instance_id.clone().map(|instance| (entry.app.clone(), instance));
+        if let Some(instance) = instance
+            && change.cycle != CycleChange::None
+        {
+            let (cycle, touched) = self.cycles.entry(instance).or_insert((0, entry.changed_at));
+            *cycle = cycle.saturating_add(u32::from(change.cycle == CycleChange::Raise));
+            *touched = entry.changed_at;
+        }
+        if let Some(instance) = change.instance {
+            let owner = (entry.origin, entry.changed_at);
+            self.instances.entry((entry.app.clone(), instance)).or_insert(owner);
+        }
+        if !change.entry {
+            return;
+        }
+        let cursor = *self.numbers.entry(entry.key).or_insert_with(|| {
+            self.next += 1;
+            self.next
         });
+        let record =
+            self.records.entry(cursor).or_insert_with(|| Record { cursor, entry: entry.clone(), history: Vec::new() });
+        record.entry = entry.clone();
+        if let Some(attempt) = change.history {
+            put_attempt(&mut record.history, attempt);
+        }
+    }
+}
+
+fn put_attempt(history: &mut Vec<Attempt>, attempt: Attempt) {
+    match history.binary_search_by_key(&attempt.number, |known| known.number) {
+        Ok(at) => history[at] = attempt,
+        Err(at) => history.insert(at, attempt),
+    }
+}
+
+impl Deliveries for MemoryStore {
+    fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
+        at_once(self.tables().claim(&ask))
+    }
+
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+        at_once(self.tables().finish(&end))
+    }
+
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+        let mut tables = self.tables();
+        if let Some(number) = tables.numbers.get(&key).copied()
+            && let Some(record) = tables.records.get_mut(&number)
+        {
+            record.entry.answered_at.get_or_insert(at);
+        }
+        at_once(())
+    }
+
+    fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
+        at_once(self.tables().entry(&key))
+    }
+
+    fn changed(&self, _: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(LOOK_AGAIN))
+    }
+
+    fn probe(&self) -> Answer<'_, ()> {
+        at_once(())
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        at_once(())
+    }
+}
+
+impl Archive for MemoryStore {
+    fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
+        let tables = self.tables();
+        let before = tables.records.range(..cursor.unwrap_or(i64::MAX)).rev().map(|(_, record)| record);
+        at_once(before.filter(|record| filter.fits(record)).take(limit).cloned().collect())
+    }
+
+    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+        let mut tables = self.tables();
+        let Some(entry) = tables.entry(&key) else { return at_once(None) };
+        let taken = match &resolution {
+            Resolution::Done { instance_id: Some(id), .. } => tables.is_taken(&entry.app, id, entry.origin),
+            _ => false,
+        };
+        at_once(Some(machine::resolve(entry, false, taken, &resolution, now).map(|(entry, change)| {
+            tables.write(&entry, change);
+            entry
+        })))
+    }
+
+    fn counts(&self) -> Answer<'_, Vec<Counts>> {
+        let mut counts = BTreeMap::<String, Counts>::new();
+        for Record { entry, .. } in self.tables().records.values() {
+            let app = counts.entry(entry.app.clone()).or_insert_with(|| Counts {
+                app: entry.app.clone(),
+                unconfirmed: 0,
+                unanswered: 0,
+            });
+            app.unconfirmed += i64::from(entry.state == State::Unconfirmed);
+            app.unanswered += i64::from(entry.state == State::Done && entry.answered_at.is_none());
+        }
+        at_once(counts.into_values().collect())
+    }
+
+    fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
+        let mut tables = self.tables();
+        let tables = &mut *tables;
+        let mut pruned = Pruned::default();
+        let old: Vec<_> = tables
+            .records
+            .iter()
+            .filter(|(_, Record { entry, .. })| {
+                entry.state != State::Running && entry.changed_at < retention.history_before
+            })
+            .map(|(&number, record)| (number, record.entry.key))
+            .take(retention.batch)
+            .collect();
+        pruned.deliveries = old.len();
+        for (number, key) in old {
+            tables.records.remove(&number);
+            tables.numbers.remove(&key);
+        }
+        for record in tables.records.values_mut() {
+            let entry = &mut record.entry;
+            if pruned.replies < retention.batch
+                && entry.state != State::Running
+                && entry.changed_at < retention.replies_before
+                && entry.reply.take().is_some()
+            {
+                pruned.replies += 1;
+            }
+        }
+        let before = tables.instances.len() + tables.cycles.len();
+        tables.instances.retain(|_, (_, at)| *at >= retention.history_before);
+        tables.cycles.retain(|_, (_, at)| *at >= retention.history_before);
+        pruned.instances = before - tables.instances.len() - tables.cycles.len();
+        at_once(pruned)
+    }
+}
+
+impl Keys for MemoryStore {
+    fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
+        at_once(self.tables().data_keys.clone())
+    }
+
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, i64> {
+        let mut tables = self.tables();
+        let id = i64::try_from(tables.data_keys.len()).unwrap_or(i64::MAX - 1) + 1;
+        tables.data_keys.push(DataKey { id, app, wraps });
+        at_once(id)
+    }
+
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, ()> {
+        if let Some(key) = self.tables().data_keys.iter_mut().find(|key| key.id == data_key) {
+            key.wraps.retain(|known| wraps.iter().all(|wrap| wrap.wrapper != known.wrapper));
+            key.wraps.extend(wraps);
+        }
+        at_once(())
+    }
+}
+
+impl Store for MemoryStore {
+    fn lease(&self) -> Option<Duration> {
+        None
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::delivery::{Delivery, Outcome};
 use crate::journal::key::{DeliveryKey, Fingerprint};
-use crate::journal::memory::{Claim, Claims, Outlet};
+use crate::journal::running::{Claim, Claims, Outlet};
 use crate::rejection::Rejection;
 
 /// Running deliveries and the tasks that run them.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use spigate::config::raw::{self, RawApp, RawBackend, RawConfig, RawFreshness, RawKey, RawRoute};
+use spigate::config::raw::{self, RawApp, RawBackend, RawConfig, RawFreshness, RawKey, RawRoute, RawSecret};
 use spigate::config::source::Sources;
 
 fn config_directory() -> PathBuf {
@@ -59,6 +59,7 @@ fn known() -> Map<String, Value> {
     app["backend"]["routes"] = Value::Object(route);
     let mut config = serde_json::to_value(RawConfig::default()).unwrap();
     config["apps"] = json!([app]);
+    config["journal"]["encryption_key"] = serde_json::to_value(RawSecret::default()).unwrap();
     let mut found = Map::new();
     leaves(&config, "", &mut found);
     found

@@ -1,0 +1,383 @@
+//! What may become of a delivery: the claim/record state machine.
+//!
+//! Pure: an entry and an event in, a decision and the changed entry out. Every store reads what
+//! is known, asks here, and writes what comes back, atomically. The promises of `design.md`,
+//! "Delivery guarantee", hold because of what this file does *not* do: nothing leads from
+//! [`State::Done`] anywhere else, and nothing but a claim makes an attempt.
+//!
+//! ```text
+//!            claim                confirmed
+//!   (none) ────────► Running ─────────────────► Done
+//!                     ▲   │ refused, failed
+//!               claim │   ├────────────► Open ──┐
+//!                     │   │ unconfirmed, lease  │ claim
+//!                     │   └────────────► Unconfirmed (claim, unless held)
+//!                     └─────────────────────────┘
+//!   operator: Open, Unconfirmed, Closed ──► Open (retry), Done, Closed (failed)
+//!   a late confirmation: anything but Done ──► Done
+//! ```
+
+use jiff::Timestamp;
+
+use super::entry::{
+    Ask, Attempt, AttemptOutcome, Confirmation, End, Ended, Ending, Entry, LEASE_LOST, Lifecycle, OperatorDecision,
+    Reason, Sealed, State,
+};
+use super::key::DeliveryKey;
+
+/// What a claim comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Call the backend: this is the entry's latest attempt.
+    Forward,
+    /// Answer with the recorded reply.
+    Replay,
+    /// Wait for the latest attempt, which runs.
+    Join,
+    /// The same key with other content.
+    Conflict,
+    /// It may have been executed, and the operator wants to decide.
+    Hold,
+    /// The operator said that it failed.
+    Refuse,
+}
+
+/// A claim's result.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// What to do.
+    pub decision: Decision,
+    /// The entry as it is now.
+    pub entry: Entry,
+}
+
+/// What a store has to write, in one transaction. All of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Whether the entry has to be written.
+    pub entry: bool,
+    /// An attempt that is not the latest (any more): insert it into the history, or replace it.
+    pub history: Option<Attempt>,
+    /// What becomes of the cycle of the request's instance.
+    pub cycle: CycleChange,
+    /// An instance id that belongs to the entry's order from now on.
+    pub instance: Option<String>,
+}
+
+/// What becomes of an instance's cycle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CycleChange {
+    /// Nothing.
+    #[default]
+    None,
+    /// It was used: keep it as long as what refers to it.
+    Touch,
+    /// One more.
+    Raise,
+}
+
+/// What a claim leads to.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "lives for a moment, and nearly always is the large one")]
+pub enum Step {
+    /// This.
+    Decided(Claimed, Change),
+    /// The recorded end of this cycle is too old to be replayed: raise the instance's cycle by
+    /// one if it still is the one that was looked at, then look again.
+    NextCycle,
+}
+
+/// A copy of an order came. `known` is the entry at `key`, `lapsed` whether the process that
+/// made its latest attempt has lost its lease. `ask.now` is the store's time.
+pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cycle: u32) -> Step {
+    let Some(mut entry) = known else {
+        let change = Change { entry: true, cycle: forwarded(ask), ..Change::default() };
+        return Step::Decided(Claimed { decision: Decision::Forward, entry: first(ask, key, cycle) }, change);
+    };
+    let keep = |decision, entry| Step::Decided(Claimed { decision, entry }, Change::default());
+    if entry.fingerprint != ask.fingerprint {
+        return keep(Decision::Conflict, entry);
+    }
+    let lost = entry.state == State::Running && lapsed;
+    if lost {
+        lose(&mut entry, LEASE_LOST, ask.now);
+    }
+    match entry.state {
+        State::Running => keep(Decision::Join, entry),
+        State::Done => match ask.lifecycle {
+            Lifecycle::Ends { replay_for } if is_older(&entry, replay_for, ask.now) => Step::NextCycle,
+            _ => keep(Decision::Replay, entry),
+        },
+        State::Closed => keep(Decision::Refuse, entry),
+        State::Unconfirmed if ask.hold => {
+            let change = Change { entry: lost, ..Change::default() };
+            Step::Decided(Claimed { decision: Decision::Hold, entry }, change)
+        }
+        State::Open | State::Unconfirmed => {
+            let next = Attempt {
+                number: entry.latest.number.saturating_add(1),
+                claimant: ask.claimant.clone(),
+                request_id: ask.request_id.clone(),
+                began_at: ask.now,
+                ended_at: None,
+                ended: None,
+            };
+            entry.doubt |= entry.state == State::Unconfirmed;
+            entry.state = State::Running;
+            entry.changed_at = ask.now;
+            let change = Change {
+                entry: true,
+                history: Some(std::mem::replace(&mut entry.latest, next)),
+                cycle: forwarded(ask),
+                instance: None,
+            };
+            Step::Decided(Claimed { decision: Decision::Forward, entry }, change)
+        }
+    }
+}
+
+/// What recording the end of an attempt comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It stands as it was told.
+    Recorded,
+    /// Another attempt was confirmed before, and that confirmation is the answer.
+    AlreadyDone,
+    /// The same, and this attempt named another instance: the backend may have done it twice.
+    Duplicate,
+    /// The confirmed instance id belongs to another order: recorded as unconfirmed.
+    InstanceReused,
+}
+
+/// The rule that a reply breaks when it names an instance of another order.
+pub const INSTANCE_REUSED: &str = "instance_id_reused";
+
+/// An attempt ended. `known` is the entry, `earlier` the attempt that ended if it is in the
+/// history and not the latest, `taken` whether the confirmed instance id belongs to another
+/// order of the app.
+pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: &End) -> (Finished, Entry, Change) {
+    let mut entry = known.unwrap_or_else(|| {
+        // Lost with the store's last moments, or removed. What the backend confirmed is not
+        // lost with it.
+        let mut entry = first(&end.ask, end.key, end.cycle);
+        entry.latest.number = end.attempt;
+        entry.latest.began_at = end.began_at;
+        entry
+    });
+    let (outcome, reason, instance_id) = match &end.ending {
+        Ending::Confirmed { instance_id: Some(id), .. } if taken && end.ask.instance_must_be_new => {
+            let reason = Reason {
+                code: "backend_contract".into(),
+                rule: Some(INSTANCE_REUSED.into()),
+                detail: Some("the instance id belongs to another order of this app".into()),
+            };
+            (AttemptOutcome::Unconfirmed, Some(reason), Some(id))
+        }
+        Ending::Confirmed { instance_id, .. } if entry.state == State::Done => {
+            let recorded = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
+            let same = recorded == instance_id.as_ref();
+            let outcome = if same { AttemptOutcome::Confirmed } else { AttemptOutcome::Duplicate };
+            (outcome, None, instance_id.as_ref())
+        }
+        Ending::Confirmed { instance_id, .. } => (AttemptOutcome::Confirmed, None, instance_id.as_ref()),
+        Ending::Refused { .. } => (AttemptOutcome::Refused, None, None),
+        Ending::Failed(reason) => (AttemptOutcome::Failed, Some(reason.clone()), None),
+        Ending::Unconfirmed(reason) => (AttemptOutcome::Unconfirmed, Some(reason.clone()), None),
+    };
+    let reused = outcome == AttemptOutcome::Unconfirmed && matches!(end.ending, Ending::Confirmed { .. });
+    let ended = Ended {
+        outcome,
+        code: reason.as_ref().map(|reason| reason.code.clone()),
+        rule: reason.as_ref().and_then(|reason| reason.rule.clone()),
+        detail: reason.and_then(|reason| reason.detail),
+        instance_id: instance_id.cloned(),
+    };
+
+    let is_latest = entry.latest.number == end.attempt;
+    let mut change = Change { entry: true, ..Change::default() };
+    if is_latest {
+        entry.latest.ended_at = Some(end.now);
+        entry.latest.ended = Some(ended);
+    } else {
+        let attempt = earlier.unwrap_or_else(|| Attempt {
+            number: end.attempt,
+            claimant: end.ask.claimant.clone(),
+            request_id: end.ask.request_id.clone(),
+            began_at: end.began_at,
+            ended_at: None,
+            ended: None,
+        });
+        change.history = Some(Attempt { ended_at: Some(end.now), ended: Some(ended), ..attempt });
+    }
+    entry.changed_at = end.now;
+
+    if entry.state == State::Done {
+        // Whatever this attempt says: what is recorded is the answer.
+        if outcome == AttemptOutcome::Duplicate && end.ask.instance_must_be_new {
+            change.instance = instance_id.cloned();
+        }
+        let duplicate = outcome == AttemptOutcome::Duplicate;
+        return (if duplicate { Finished::Duplicate } else { Finished::AlreadyDone }, entry, change);
+    }
+    match &end.ending {
+        Ending::Confirmed { instance_id, reply } if !reused => {
+            entry.state = State::Done;
+            entry.doubt = false;
+            entry.confirmation = Some(Confirmation { at: end.now, instance_id: instance_id.clone() });
+            entry.reply = Some(reply.clone());
+            if end.ask.instance_must_be_new {
+                change.instance.clone_from(instance_id);
+            }
+        }
+        // An earlier attempt's end says nothing of the latest, and nothing undoes a decision of
+        // the operator but a confirmation.
+        _ if !is_latest || entry.state == State::Closed => {}
+        Ending::Refused { reply } => {
+            entry.state = State::Open;
+            entry.doubt = false;
+            entry.reply = Some(reply.clone());
+        }
+        Ending::Failed(_) => entry.state = if entry.doubt { State::Unconfirmed } else { State::Open },
+        Ending::Confirmed { .. } | Ending::Unconfirmed(_) => entry.state = State::Unconfirmed,
+    }
+    (if reused { Finished::InstanceReused } else { Finished::Recorded }, entry, change)
+}
+
+/// The process of the latest attempt is gone, or was silent for longer than its lease: the
+/// attempt may have been executed.
+pub fn lose(entry: &mut Entry, code: &str, now: Timestamp) {
+    entry.state = State::Unconfirmed;
+    entry.changed_at = now;
+    entry.latest.ended_at = Some(now);
+    entry.latest.ended = Some(Ended {
+        outcome: AttemptOutcome::Unconfirmed,
+        code: Some(code.to_owned()),
+        rule: None,
+        detail: None,
+        instance_id: None,
+    });
+}
+
+/// What an operator decides about a delivery.
+#[derive(Clone, Debug)]
+pub enum Resolution {
+    /// Forward the next copy, although it may have been executed.
+    Retry,
+    /// It was executed: this is its reply.
+    Done {
+        /// The instance id that the reply names.
+        instance_id: Option<String>,
+        /// The reply.
+        reply: Sealed,
+        /// Whether the recorded reply can no longer be opened, so that nothing is overwritten.
+        lost_reply: bool,
+    },
+    /// It failed for good: refuse every copy with this message.
+    Failed {
+        /// What the platform is told.
+        message: String,
+    },
+}
+
+/// Why the operator cannot decide that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unresolvable {
+    /// An attempt runs.
+    Running,
+    /// The backend's confirmation is recorded.
+    Done,
+    /// The instance id belongs to another order.
+    InstanceReused,
+}
+
+/// The operator decides. `lapsed` and `taken` as in [`claim`] and [`finish`].
+///
+/// # Errors
+/// See [`Unresolvable`].
+pub fn resolve(
+    mut entry: Entry,
+    lapsed: bool,
+    taken: bool,
+    resolution: &Resolution,
+    now: Timestamp,
+) -> Result<(Entry, Change), Unresolvable> {
+    let mut change = Change { entry: true, ..Change::default() };
+    match (entry.state, resolution) {
+        (State::Running, _) if lapsed => lose(&mut entry, LEASE_LOST, now),
+        (State::Running, _) => return Err(Unresolvable::Running),
+        (State::Done, Resolution::Done { lost_reply: true, .. }) => {}
+        (State::Done, _) => return Err(Unresolvable::Done),
+        _ => {}
+    }
+    let (what, message) = match resolution {
+        Resolution::Retry => {
+            entry.state = State::Open;
+            entry.doubt = false;
+            ("retry", None)
+        }
+        Resolution::Done { instance_id, reply, .. } => {
+            if taken {
+                return Err(Unresolvable::InstanceReused);
+            }
+            entry.state = State::Done;
+            entry.doubt = false;
+            entry.confirmation = Some(Confirmation { at: now, instance_id: instance_id.clone() });
+            entry.reply = Some(reply.clone());
+            change.instance.clone_from(instance_id);
+            ("done", None)
+        }
+        Resolution::Failed { message } => {
+            entry.state = State::Closed;
+            ("failed", Some(message.clone()))
+        }
+    };
+    entry.changed_at = now;
+    entry.decision = Some(OperatorDecision { what: what.to_owned(), at: now, message });
+    Ok((entry, change))
+}
+
+/// A new entry whose first attempt runs.
+fn first(ask: &Ask, key: DeliveryKey, cycle: u32) -> Entry {
+    Entry {
+        key,
+        origin: ask.origin,
+        lookalike: ask.lookalike,
+        fingerprint: ask.fingerprint,
+        app: ask.app.clone(),
+        action: ask.action.clone(),
+        debug: ask.debug,
+        cycle,
+        order_id: ask.order_id.clone(),
+        instance_id: ask.instance_id.clone(),
+        user_id: ask.user_id.clone(),
+        received_at: ask.now,
+        changed_at: ask.now,
+        state: State::Running,
+        doubt: false,
+        latest: Attempt {
+            number: 1,
+            claimant: ask.claimant.clone(),
+            request_id: ask.request_id.clone(),
+            began_at: ask.now,
+            ended_at: None,
+            ended: None,
+        },
+        confirmation: None,
+        reply: None,
+        answered_at: None,
+        decision: None,
+    }
+}
+
+/// What forwarding does to the instance's cycle: a renewal begins a new one, whatever comes of it.
+fn forwarded(ask: &Ask) -> CycleChange {
+    match ask.lifecycle {
+        Lifecycle::None => CycleChange::None,
+        Lifecycle::Ends { .. } => CycleChange::Touch,
+        Lifecycle::Revives => CycleChange::Raise,
+    }
+}
+
+fn is_older(entry: &Entry, than: jiff::SignedDuration, now: Timestamp) -> bool {
+    entry.confirmation.as_ref().is_some_and(|confirmation| now.duration_since(confirmation.at) > than)
+}
