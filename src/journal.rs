@@ -10,4 +10,5 @@ pub mod key;
 pub mod machine;
 pub mod memory;
 pub mod running;
+pub mod sqlite;
 pub mod store;
