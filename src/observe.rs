@@ -54,6 +54,9 @@ impl Observer {
         let outcome = exchange.outcome.unwrap_or(Outcome::Rejected);
         let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics.answers);
         app.answered(&self.metrics, exchange.action, outcome, took.as_secs_f64());
+        if let Some(receipt) = &exchange.receipt {
+            receipt.given();
+        }
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
