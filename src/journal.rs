@@ -3,6 +3,7 @@
 //! - `key.rs`: what makes two requests the same delivery (pure)
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
+//! - `vault.rs`: seals the replies that are kept
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 
 pub mod entry;
@@ -11,3 +12,4 @@ pub mod machine;
 pub mod memory;
 pub mod running;
 pub mod store;
+pub mod vault;
