@@ -11,5 +11,6 @@ pub mod key;
 pub mod machine;
 pub mod memory;
 pub mod running;
+pub mod sqlite;
 pub mod store;
 pub mod vault;
