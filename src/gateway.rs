@@ -173,7 +173,8 @@ impl Gateway {
         let journal = self.deliveries.journal();
         let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
         let kind = request.action(dialect).kind;
-        let by_instance = dialect.instance.is_some() && key::dedupe(dialect, request).map(|(field, _)| field) == dialect.instance;
+        let by_instance =
+            dialect.instance.is_some() && key::dedupe(dialect, request).map(|(field, _)| field) == dialect.instance;
         let fingerprint = Fingerprint::of(dialect, request);
         let lookalike = config.join_lookalikes.then(|| Lookalike::of(&config.name, dialect, request, &fingerprint));
         Ask {

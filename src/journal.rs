@@ -223,12 +223,7 @@ impl Journal {
         match self.vault.unlock(&*self.store, clock::now()).await {
             Ok(locked_out) => {
                 for app in locked_out {
-                    tracing::error!(
-                        app = app.app,
-                        "recorded replies of this app cannot be opened with any configured key: their deliveries are \
-                         answered 503 until an old key is back, with state = \"retired\"; `spigate journal list` names \
-                         them"
-                    );
+                    tracing::error!(app = app.app, "{app}");
                 }
             }
             Err(unavailable) => self.health.failed(&unavailable),

@@ -77,7 +77,8 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router = admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
+        let admin_router =
+            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
