@@ -30,6 +30,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prometheus::IntGaugeVec;
+use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
@@ -55,6 +57,10 @@ pub struct Journal {
     /// This process, in claims.
     gateway: String,
     claims: AtomicI64,
+    /// Receipts that are being written.
+    receipts: TaskTracker,
+    /// The apps that it is for.
+    apps: Vec<String>,
     /// What of the configuration it keeps to.
     pub config: JournalConfig,
 }
@@ -65,6 +71,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried while something is.
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
+/// How long the end of the process waits for the last receipts.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a scrape waits for the journal's counts.
 const COUNT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -103,6 +111,8 @@ impl Journal {
             health: Health::default(),
             gateway,
             claims: AtomicI64::new(0),
+            receipts: TaskTracker::new(),
+            apps: config.apps.iter().map(|app| app.name.clone()).collect(),
             config: config.journal.clone(),
         });
         journal.unlock().await;
@@ -187,11 +197,11 @@ impl Journal {
     pub async fn count(&self) {
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
-        self.metrics.unconfirmed_deliveries.reset();
-        self.metrics.unanswered_deliveries.reset();
-        for count in counts {
-            self.metrics.unconfirmed_deliveries.with_label_values(&[&count.app]).set(count.unconfirmed);
-            self.metrics.unanswered_deliveries.with_label_values(&[&count.app]).set(count.unanswered);
+        for app in &self.apps {
+            let known = counts.iter().find(|counts| counts.app == *app);
+            let set = |gauge: &IntGaugeVec, value: Option<i64>| gauge.with_label_values(&[app]).set(value.unwrap_or(0));
+            set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));
+            set(&self.metrics.unanswered_deliveries, known.map(|counts| counts.unanswered));
         }
     }
 
@@ -232,6 +242,8 @@ impl Journal {
 
     /// Gives up what this process holds.
     pub async fn close(&self) {
+        self.receipts.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.receipts.wait()).await;
         // What it could not give up, others take when its lease has passed.
         let _ = self.timed("close", self.store.close()).await;
     }
@@ -290,7 +302,8 @@ impl Receipt {
     /// The platform is being answered with success.
     pub fn given(&self) {
         let Self { journal, key } = self.clone();
-        tokio::spawn(async move { journal.answered(key).await });
+        let tasks = journal.receipts.clone();
+        tasks.spawn(async move { journal.answered(key).await });
     }
 }
 
