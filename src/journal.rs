@@ -99,12 +99,19 @@ impl Journal {
             }
             Location::Postgres(_) => return Err("not yet".to_owned()),
         };
+        let journal = Self::over(store, gateway, config, metrics);
+        journal.unlock().await;
+        Ok(journal)
+    }
+
+    /// A journal over a store that is open.
+    pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
         let apps = config.apps.iter().map(|app| {
             let keys = app.keys.iter().map(|key| key.secret.clone());
             (app.name.clone(), keys.collect::<Vec<Secret>>())
         });
         let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
-        let journal = Arc::new(Self {
+        Arc::new(Self {
             store,
             vault,
             metrics,
@@ -114,9 +121,7 @@ impl Journal {
             receipts: TaskTracker::new(),
             apps: config.apps.iter().map(|app| app.name.clone()).collect(),
             config: config.journal.clone(),
-        });
-        journal.unlock().await;
-        Ok(journal)
+        })
     }
 
     /// Whether the journal can be used, and since when not.

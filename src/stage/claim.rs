@@ -400,3 +400,6 @@ async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
     // The ticket sends a result even when it is dropped by a panic, so there always is one.
     result.ok()?.ok()?.clone()
 }
+
+#[cfg(test)]
+mod tests;
