@@ -419,3 +419,6 @@ fn confirmed_instance(entry: &Entry) -> Option<&String> {
 fn is_older(entry: &Entry, than: jiff::SignedDuration, now: Timestamp) -> bool {
     entry.confirmation.as_ref().is_some_and(|confirmation| now.duration_since(confirmation.at) > than)
 }
+
+#[cfg(test)]
+mod tests;
