@@ -11,6 +11,7 @@
 
 mod bench;
 mod contract;
+mod model;
 mod sample;
 
 mod memory {
