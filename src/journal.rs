@@ -4,6 +4,7 @@
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
 //! - `outcome.rs`: between the gateway's words and the journal's (pure)
+//! - `visit.rs`, `view.rs`, `redact.rs`: for those who look at it from outside
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 //! - `vault.rs`: replies at rest are sealed
 //! - `health.rs`: whether the journal can be used
@@ -18,11 +19,14 @@ pub mod key;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
+pub mod redact;
 pub mod retention;
 pub mod running;
 pub mod sqlite;
 pub mod store;
 pub mod vault;
+pub mod view;
+pub mod visit;
 
 use std::fmt;
 use std::sync::Arc;

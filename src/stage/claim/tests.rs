@@ -19,8 +19,7 @@ use crate::journal::key::{Fingerprint, Origin};
 use crate::journal::machine::{Claimed, Resolution};
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
-    self, Answer, Archive as _, Counts, DataKey, Deliveries as _, Filter, Keys as _, Pruned, Record, Resolved,
-    Retention, Store, Wrap,
+    self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
 use crate::query::Params;
 
