@@ -9,5 +9,7 @@ pub mod entry;
 pub mod key;
 pub mod machine;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod running;
 pub mod store;
