@@ -127,6 +127,45 @@ impl ReplyContract {
             (None, _) => Ok(Judgement::Refusal),
         }
     }
+
+    /// The smallest success that keeps the contract and names this instance, with every required
+    /// text as empty as it may be: what is left of a recorded reply once its credentials are
+    /// removed.
+    pub fn minimal(&self, instance_id: Option<&str>) -> String {
+        let mut body = serde_json::Map::new();
+        if self.success_required {
+            body.insert("success".to_owned(), serde_json::Value::Bool(true));
+        }
+        body.extend(minimal_members(&self.members, instance_id));
+        serde_json::Value::Object(body).to_string()
+    }
+}
+
+fn minimal_members(members: &[Member], instance_id: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
+    let needed = members.iter().filter(|member| member.required || (instance_id.is_some() && names_instance(member)));
+    needed.map(|member| (member.key.clone(), minimal_value(member, instance_id))).collect()
+}
+
+fn minimal_value(member: &Member, instance_id: Option<&str>) -> serde_json::Value {
+    use serde_json::Value;
+    match (member.kind, instance_id) {
+        (MemberKind::String, Some(id)) if member.is_instance_id => Value::String(id.to_owned()),
+        (MemberKind::Object, _) if instance_id.is_some() && names_instance(member) => {
+            Value::Object(minimal_members(&member.members, instance_id))
+        }
+        _ if member.nullable => Value::Null,
+        // What an empty text could mean, as often as characters are demanded.
+        (MemberKind::String, _) => Value::String("-".repeat(member.length.map_or(0, |(fewest, _)| fewest))),
+        (MemberKind::Number, _) => Value::from(0),
+        (MemberKind::Boolean, _) => Value::Bool(false),
+        (MemberKind::Object, _) => Value::Object(minimal_members(&member.members, instance_id)),
+        (MemberKind::Array, _) => Value::Array(Vec::new()),
+    }
+}
+
+/// Whether this is the instance's id, or holds it.
+fn names_instance(member: &Member) -> bool {
+    member.is_instance_id || member.members.iter().any(names_instance)
 }
 
 /// Where in the contract the reader stands.
@@ -296,5 +335,38 @@ mod tests {
         assert_eq!(rule(r#"{"info":{}}"#).as_deref(), Some("url_missing"));
         assert_eq!(rule(r#"{"info":[]}"#).as_deref(), Some("info_type"));
         assert_eq!(rule("{}").as_deref(), Some("info_missing"));
+    }
+
+    #[test]
+    fn the_smallest_reply_is_a_success_of_every_action_and_names_the_instance() {
+        for dialect in crate::dialect::builtin::load().unwrap() {
+            for action in &dialect.actions {
+                let names_instance = action.reply.members.iter().any(names_instance);
+                let body = action.reply.minimal(Some("i-\"1\""));
+                let instance_id = names_instance.then(|| "i-\"1\"".to_owned());
+                assert_eq!(action.reply.judge(body.as_bytes()), Ok(Judgement::Success { instance_id }), "{body}");
+                let body = action.reply.minimal(None);
+                assert!(matches!(action.reply.judge(body.as_bytes()), Ok(Judgement::Success { .. })), "{body}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_reply_has_what_is_required_at_any_depth_and_nothing_else() {
+        let id = Member { required: false, is_instance_id: true, ..string("id", 1) };
+        let password = Member { required: false, ..string("password", 2) };
+        let token = Member { length: Some((3, 9)), ..string("token", 3) };
+        let info = Member {
+            kind: MemberKind::Object,
+            nullable: true,
+            members: vec![id, password, token],
+            ..string("info", 0)
+        };
+        let state = Member { nullable: true, ..string("state", 4) };
+        let contract = ReplyContract { success_required: true, members: vec![info, state], sample: String::new() };
+        let body = contract.minimal(Some("i"));
+        assert_eq!(body, r#"{"success":true,"info":{"id":"i","token":"---"},"state":null}"#);
+        assert_eq!(contract.judge(body.as_bytes()), Ok(Judgement::Success { instance_id: Some("i".into()) }));
+        assert_eq!(contract.minimal(None), r#"{"success":true,"info":null,"state":null}"#);
     }
 }

@@ -105,7 +105,10 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
     match entry.state {
         State::Running => keep(Decision::Join, entry),
         State::Done => match ask.lifecycle {
-            Lifecycle::Ends { replay_for } if is_older(&entry, replay_for, ask.now) => Step::NextCycle,
+            // Without an instance there is no cycle to raise.
+            Lifecycle::Ends { replay_for } if ask.instance_id.is_some() && is_older(&entry, replay_for, ask.now) => {
+                Step::NextCycle
+            }
             _ => keep(Decision::Replay, entry),
         },
         State::Closed => keep(Decision::Refuse, entry),

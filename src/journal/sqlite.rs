@@ -1,0 +1,300 @@
+//! The journal in a file: SQLite, built in, one serving process for each file.
+//!
+//! WAL with `synchronous = FULL`: what is answered survives a crash of the machine. One thread
+//! writes and shares each flush among all that wait (`worker.rs`); another one reads. Whoever
+//! looks from outside (`spigate journal`) opens the same file beside the serving process.
+
+mod rows;
+mod schema;
+mod tables;
+mod worker;
+
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{FlockOperation, flock};
+
+use self::schema::MigrationError;
+use self::worker::Worker;
+use super::entry::{Ask, End, Entry};
+use super::key::DeliveryKey;
+use super::machine::{Claimed, Finished, Resolution};
+use super::store::{
+    Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store,
+    Unavailable, Wrap,
+};
+use crate::clock;
+
+/// How long a copy waits before it looks whether the attempt that it joined has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long the lock of another process (`spigate journal resolve`, a backup) is waited for.
+const BUSY: Duration = Duration::from_secs(2);
+/// Files up to this size are checked whole at start; it takes a fraction of a second.
+const SMALL: u64 = 16 * 1024 * 1024;
+
+/// See the module.
+pub struct SqliteStore {
+    path: PathBuf,
+    /// Which file it is, to notice when another one takes its place.
+    inode: u64,
+    writer: Worker,
+    reader: Worker,
+    taken_over: usize,
+    /// Held for as long as this process serves from the file.
+    _lock: Option<File>,
+}
+
+impl SqliteStore {
+    /// Opens a file to serve from it, and makes it if there is none. `on_batch` is told how many
+    /// operations shared each transaction.
+    ///
+    /// # Errors
+    /// What is wrong with the file and what to do about it.
+    pub fn serve(path: &Path, on_batch: impl Fn(usize) + Send + Sync + 'static) -> Result<Self, String> {
+        let lock = lock(path)?;
+        Self::open(path, Arc::new(on_batch), Some(lock))
+    }
+
+    /// Opens a file beside the process that serves from it.
+    ///
+    /// # Errors
+    /// What is wrong with the file and what to do about it.
+    pub fn visit(path: &Path) -> Result<Self, String> {
+        if !path.exists() {
+            return Err(format!("{}: there is no such journal", path.display()));
+        }
+        Self::open(path, Arc::new(|_| {}), None)
+    }
+
+    /// How many attempts a process that is no more had running; they are unconfirmed now.
+    pub fn taken_over(&self) -> usize {
+        self.taken_over
+    }
+
+    fn open(path: &Path, on_batch: worker::OnBatch, lock: Option<File>) -> Result<Self, String> {
+        let explain = |error| explain(path, error);
+        if lock.is_some() {
+            create(path)?;
+        }
+        let connection = connect(path).map_err(|error| explain(error.into()))?;
+        if fs::metadata(path).is_ok_and(|file| file.len() <= SMALL) {
+            check(&connection).map_err(|error| explain(error.into()))?;
+        }
+        let current = if lock.is_some() { schema::migrate(&connection) } else { schema::check(&connection) };
+        current.map_err(explain)?;
+        let now = clock::now();
+        let taken_over = if lock.is_some() {
+            let taken_over = || {
+                connection.execute_batch("BEGIN IMMEDIATE")?;
+                // Also shows whether the file can be written at all.
+                tables::probe(&connection, now)?;
+                let taken_over = tables::take_over(&connection, now)?;
+                connection.execute_batch("COMMIT")?;
+                Ok(taken_over)
+            };
+            taken_over().map_err(|error: rusqlite::Error| explain(error.into()))?
+        } else {
+            0
+        };
+        let reading = connect(path).map_err(|error| explain(error.into()))?;
+        let inode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.ino();
+        Ok(Self {
+            path: path.to_owned(),
+            inode,
+            writer: Worker::writer(connection, on_batch)?,
+            reader: Worker::reader(reading)?,
+            taken_over,
+            _lock: lock,
+        })
+    }
+}
+
+/// Makes the file for the owner only: it holds orders, and sealed passwords.
+fn create(path: &Path) -> Result<(), String> {
+    let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    made.map(drop).map_err(|error| {
+        format!(
+            "{}: cannot be opened for writing: {error}; the directory must exist, and it and the file must be \
+             writable for this user",
+            path.display()
+        )
+    })
+}
+
+/// Takes the file for this process.
+fn lock(path: &Path) -> Result<File, String> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    let name = PathBuf::from(name);
+    let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&name);
+    let mut file = opened.map_err(|error| {
+        format!(
+            "{}: cannot be opened for writing: {error}; the directory must exist and be writable for this user",
+            name.display()
+        )
+    })?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut owner = String::new();
+        // Who holds it is a help, not a condition.
+        let _ = file.read_to_string(&mut owner);
+        let owner = owner.trim();
+        let owner = if owner.is_empty() { String::new() } else { format!(" (process {owner})") };
+        return Err(format!(
+            "{}: another spigate{owner} serves from this journal; give each its own file, or use postgres:// for \
+             several gateways",
+            path.display()
+        ));
+    }
+    let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    Ok(file)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Reading the first page tells a file of another kind apart before anything is changed.
+    connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    connection.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
+         PRAGMA journal_size_limit = 16777216; PRAGMA trusted_schema = OFF;",
+    )?;
+    Ok(connection)
+}
+
+fn check(connection: &Connection) -> rusqlite::Result<()> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    let corrupt = rusqlite::ffi::Error { code: ErrorCode::DatabaseCorrupt, extended_code: 11 };
+    Err(rusqlite::Error::SqliteFailure(corrupt, Some(verdict)))
+}
+
+/// An error at start, as somebody has to read it who has never heard of SQLite's.
+fn explain(path: &Path, error: MigrationError) -> String {
+    let path = path.display();
+    let error = match error {
+        MigrationError::Foreign => {
+            return format!(
+                "{path}: is a database, but not a journal of spigate; set journal.url to another file, and leave this \
+                 one to its owner"
+            );
+        }
+        MigrationError::Older => {
+            return format!("{path}: is of an older schema; start the gateway once with this version of spigate");
+        }
+        MigrationError::Newer { found, known } => {
+            return format!(
+                "{path}: was written by a newer spigate (schema {found}, this one knows {known}); run that version, \
+                 or set journal.url to another file"
+            );
+        }
+        MigrationError::Sqlite(error) => error,
+    };
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            "is not a journal of spigate (not a database at all); set journal.url to another file"
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            "is damaged; stop everything that uses it, keep a copy, and restore a backup, or save what can be read \
+             with the sqlite3 program's .recover"
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "is locked by another process; end the backup or the sqlite3 session that holds it"
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            "cannot be written; the file, its directory and its -wal and -shm files must be writable for this user"
+        }
+        Some(ErrorCode::DiskFull) => "cannot be written: the disk is full; make room",
+        Some(ErrorCode::SystemIoFailure) => "cannot be read or written: the disk reports errors",
+        _ => "cannot be used",
+    };
+    format!("{path}: {advice} (SQLite: {error})")
+}
+
+impl Deliveries for SqliteStore {
+    fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
+        self.writer.ask(move |connection| tables::claim(connection, &ask))
+    }
+
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+        self.writer.ask(move |connection| tables::finish(connection, &end))
+    }
+
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+        self.writer.tell(move |connection| tables::answered(connection, &key, at));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
+        self.reader.ask(move |connection| tables::look(connection, &key))
+    }
+
+    fn changed(&self, _: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(LOOK_AGAIN))
+    }
+
+    fn probe(&self) -> Answer<'_, ()> {
+        // What is written into a file that nobody finds any more is lost at the next start.
+        if !fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let cause = format!("{} was removed or replaced while it was in use; restart spigate", self.path.display());
+            return Box::pin(std::future::ready(Err(Unavailable::new(cause))));
+        }
+        let now = clock::now();
+        self.writer.ask(move |connection| tables::probe(connection, now))
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        // The lock goes with the process. What was told and not waited for is written by now.
+        self.writer.ask(|_| Ok(()))
+    }
+}
+
+impl Archive for SqliteStore {
+    fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
+        self.reader.ask(move |connection| tables::list(connection, &filter, cursor, limit))
+    }
+
+    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+        self.writer.ask(move |connection| tables::resolve(connection, &key, &resolution, now))
+    }
+
+    fn counts(&self) -> Answer<'_, Vec<Counts>> {
+        self.reader.ask(tables::counts)
+    }
+
+    fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
+        self.writer.ask(move |connection| tables::prune(connection, &retention))
+    }
+}
+
+impl Keys for SqliteStore {
+    fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
+        self.reader.ask(tables::data_keys)
+    }
+
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
+        self.writer.ask(move |connection| tables::add_data_key(connection, &app, &wraps, now))
+    }
+
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
+        self.writer.ask(move |connection| tables::put_wraps(connection, data_key, &wraps, now))
+    }
+}
+
+impl Store for SqliteStore {
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
+}

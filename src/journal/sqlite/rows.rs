@@ -1,0 +1,255 @@
+//! Entries and attempts as rows.
+
+use jiff::Timestamp;
+use rusqlite::types::{FromSqlError, Type};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params};
+
+use crate::journal::entry::{
+    Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
+};
+use crate::journal::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+
+/// The columns of an entry, in the order of [`entry_of`].
+macro_rules! entry_columns {
+    () => {
+        "id, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance, \
+         key, origin, lookalike, fingerprint, app, action, debug, cycle, order_id, instance_id, user_id, received_at, \
+         changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, answered_at, decision, decided_at, \
+         message"
+    };
+}
+
+/// The columns of an attempt, in the order of [`attempt_of`]; the first is the delivery.
+const ATTEMPT_COLUMNS: &str =
+    "delivery, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance";
+
+/// An entry and its row's number.
+pub(super) type Numbered = (i64, Entry);
+
+/// The entry at a key.
+pub(super) fn entry_at(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
+    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE key = ?1");
+    one(connection, sql, [key.as_bytes()])
+}
+
+/// The latest entry of this lookalike that the platform was never told of.
+pub(super) fn unanswered_lookalike(
+    connection: &Connection,
+    lookalike: &Lookalike,
+) -> rusqlite::Result<Option<Numbered>> {
+    let sql = concat!(
+        "SELECT ",
+        entry_columns!(),
+        " FROM deliveries WHERE lookalike = ?1 AND answered_at IS NULL ORDER BY id DESC LIMIT 1"
+    );
+    one(connection, sql, [lookalike.as_bytes()])
+}
+
+fn one(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite::Result<Option<Numbered>> {
+    connection.prepare_cached(sql)?.query_row(parameters, entry_of).optional()
+}
+
+/// Entries from before `cursor` that `condition` lets pass, latest first.
+pub(super) fn entries_before(
+    connection: &Connection,
+    condition: &str,
+    value: Option<&str>,
+    cursor: i64,
+    mut each: impl FnMut(Numbered) -> rusqlite::Result<bool>,
+) -> rusqlite::Result<()> {
+    let columns = entry_columns!();
+    let sql = format!("SELECT {columns} FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = match value {
+        Some(value) => statement.query((cursor, value))?,
+        None => statement.query([cursor])?,
+    };
+    while let Some(row) = rows.next()? {
+        if !each(entry_of(row)?)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// All entries whose latest attempt runs.
+pub(super) fn running(connection: &Connection) -> rusqlite::Result<Vec<Numbered>> {
+    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE state = 'running'");
+    connection.prepare(sql)?.query_map([], entry_of)?.collect()
+}
+
+/// Writes an entry; `row` is its row's number if it has one. Says which it has.
+pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry) -> rusqlite::Result<i64> {
+    let Attempt { number, claimant, request_id, began_at, ended_at, ended } = &entry.latest;
+    let changing = named_params! {
+        ":number": number,
+        ":gateway": claimant.gateway,
+        ":claim": claimant.number,
+        ":request_id": request_id,
+        ":began_at": began_at.as_millisecond(),
+        ":ended_at": ended_at.map(Timestamp::as_millisecond),
+        ":outcome": ended.as_ref().map(|ended| ended.outcome.as_str()),
+        ":code": ended.as_ref().and_then(|ended| ended.code.as_deref()),
+        ":rule": ended.as_ref().and_then(|ended| ended.rule.as_deref()),
+        ":detail": ended.as_ref().and_then(|ended| ended.detail.as_deref()),
+        ":named_instance": ended.as_ref().and_then(|ended| ended.instance_id.as_deref()),
+        ":changed_at": entry.changed_at.as_millisecond(),
+        ":state": entry.state.as_str(),
+        ":doubt": entry.doubt,
+        ":confirmed_at": entry.confirmation.as_ref().map(|confirmation| confirmation.at.as_millisecond()),
+        ":made_instance": entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref()),
+        ":data_key": entry.reply.as_ref().map(|reply| reply.data_key),
+        ":reply": entry.reply.as_ref().map(|reply| reply.bytes.as_slice()),
+        ":answered_at": entry.answered_at.map(Timestamp::as_millisecond),
+        ":decision": entry.decision.as_ref().map(|decision| decision.what.as_str()),
+        ":decided_at": entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
+        ":message": entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
+    };
+    if let Some(row) = row {
+        let sql = "UPDATE deliveries SET number = :number, gateway = :gateway, claim = :claim, \
+                   request_id = :request_id, began_at = :began_at, ended_at = :ended_at, outcome = :outcome, \
+                   code = :code, rule = :rule, detail = :detail, named_instance = :named_instance, \
+                   changed_at = :changed_at, state = :state, doubt = :doubt, confirmed_at = :confirmed_at, \
+                   made_instance = :made_instance, data_key = :data_key, reply = :reply, \
+                   answered_at = :answered_at, decision = :decision, decided_at = :decided_at, message = :message \
+                   WHERE id = :id";
+        let id: &[(&str, &dyn rusqlite::ToSql)] = named_params! { ":id": row };
+        connection.prepare_cached(sql)?.execute(&*[changing, id].concat())?;
+        return Ok(row);
+    }
+    let fixed: &[(&str, &dyn rusqlite::ToSql)] = named_params! {
+        ":key": entry.key.as_bytes(),
+        ":origin": entry.origin.as_bytes(),
+        ":lookalike": entry.lookalike.as_ref().map(Lookalike::as_bytes),
+        ":fingerprint": entry.fingerprint.as_bytes(),
+        ":app": entry.app,
+        ":action": entry.action,
+        ":debug": entry.debug,
+        ":cycle": entry.cycle,
+        ":order_id": entry.order_id,
+        ":instance_id": entry.instance_id,
+        ":user_id": entry.user_id,
+        ":received_at": entry.received_at.as_millisecond(),
+    };
+    let sql = "INSERT INTO deliveries (number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, \
+               detail, named_instance, changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, \
+               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, app, action, debug, \
+               cycle, order_id, instance_id, user_id, received_at) VALUES (:number, :gateway, :claim, :request_id, \
+               :began_at, :ended_at, :outcome, :code, :rule, :detail, :named_instance, :changed_at, :state, :doubt, \
+               :confirmed_at, :made_instance, :data_key, :reply, :answered_at, :decision, :decided_at, :message, \
+               :key, :origin, :lookalike, :fingerprint, :app, :action, :debug, :cycle, :order_id, :instance_id, \
+               :user_id, :received_at)";
+    connection.prepare_cached(sql)?.execute(&*[changing, fixed].concat())?;
+    Ok(connection.last_insert_rowid())
+}
+
+/// Writes an attempt into the history of a delivery.
+pub(super) fn put_attempt(connection: &Connection, delivery: i64, attempt: &Attempt) -> rusqlite::Result<()> {
+    let sql = format!(
+        "INSERT OR REPLACE INTO attempts ({ATTEMPT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+    );
+    let ended = attempt.ended.as_ref();
+    connection.prepare_cached(&sql)?.execute((
+        delivery,
+        attempt.number,
+        &attempt.claimant.gateway,
+        attempt.claimant.number,
+        &attempt.request_id,
+        attempt.began_at.as_millisecond(),
+        attempt.ended_at.map(Timestamp::as_millisecond),
+        ended.map(|ended| ended.outcome.as_str()),
+        ended.and_then(|ended| ended.code.as_deref()),
+        ended.and_then(|ended| ended.rule.as_deref()),
+        ended.and_then(|ended| ended.detail.as_deref()),
+        ended.and_then(|ended| ended.instance_id.as_deref()),
+    ))?;
+    Ok(())
+}
+
+/// One attempt of a delivery's history.
+pub(super) fn attempt(connection: &Connection, delivery: i64, number: u32) -> rusqlite::Result<Option<Attempt>> {
+    let sql = format!("SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE delivery = ?1 AND number = ?2");
+    connection.prepare_cached(&sql)?.query_row((delivery, number), attempt_of).optional()
+}
+
+/// A delivery's history, in order.
+pub(super) fn history(connection: &Connection, delivery: i64) -> rusqlite::Result<Vec<Attempt>> {
+    let sql = format!("SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE delivery = ?1 ORDER BY number");
+    connection.prepare_cached(&sql)?.query_map([delivery], attempt_of)?.collect()
+}
+
+/// Reads columns 1 to 11, which entries and attempts have in common.
+fn attempt_of(row: &Row<'_>) -> rusqlite::Result<Attempt> {
+    let outcome: Option<String> = row.get(7)?;
+    let ended = match outcome {
+        Some(name) => Some(Ended {
+            outcome: AttemptOutcome::named(&name).ok_or_else(|| unknown(7))?,
+            code: row.get(8)?,
+            rule: row.get(9)?,
+            detail: row.get(10)?,
+            instance_id: row.get(11)?,
+        }),
+        None => None,
+    };
+    Ok(Attempt {
+        number: row.get(1)?,
+        claimant: Claimant { gateway: row.get(2)?, number: row.get(3)? },
+        request_id: row.get(4)?,
+        began_at: time(row, 5)?,
+        ended_at: maybe_time(row, 6)?,
+        ended,
+    })
+}
+
+fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
+    let hash = |at: usize| row.get::<_, Option<Vec<u8>>>(at);
+    let confirmation = match maybe_time(row, 27)? {
+        Some(at) => Some(Confirmation { at, instance_id: row.get(28)? }),
+        None => None,
+    };
+    let reply = match (row.get(29)?, row.get(30)?) {
+        (Some(data_key), Some(bytes)) => Some(Sealed { data_key, bytes }),
+        _ => None,
+    };
+    let decision = match (row.get(32)?, maybe_time(row, 33)?) {
+        (Some(what), Some(at)) => Some(OperatorDecision { what, at, message: row.get(34)? }),
+        _ => None,
+    };
+    let entry = Entry {
+        key: hash(12)?.and_then(|bytes| DeliveryKey::from_slice(&bytes)).ok_or_else(|| unknown(12))?,
+        origin: hash(13)?.and_then(|bytes| Origin::from_slice(&bytes)).ok_or_else(|| unknown(13))?,
+        lookalike: hash(14)?.and_then(|bytes| Lookalike::from_slice(&bytes)),
+        fingerprint: hash(15)?.and_then(|bytes| Fingerprint::from_slice(&bytes)).ok_or_else(|| unknown(15))?,
+        app: row.get(16)?,
+        action: row.get(17)?,
+        debug: row.get(18)?,
+        cycle: row.get(19)?,
+        order_id: row.get(20)?,
+        instance_id: row.get(21)?,
+        user_id: row.get(22)?,
+        received_at: time(row, 23)?,
+        changed_at: time(row, 24)?,
+        state: State::named(&row.get::<_, String>(25)?).ok_or_else(|| unknown(25))?,
+        doubt: row.get(26)?,
+        latest: attempt_of(row)?,
+        confirmation,
+        reply,
+        answered_at: maybe_time(row, 31)?,
+        decision,
+    };
+    Ok((row.get(0)?, entry))
+}
+
+fn time(row: &Row<'_>, at: usize) -> rusqlite::Result<Timestamp> {
+    maybe_time(row, at)?.ok_or_else(|| unknown(at))
+}
+
+fn maybe_time(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Timestamp>> {
+    let millis: Option<i64> = row.get(at)?;
+    millis.map(|millis| Timestamp::from_millisecond(millis).map_err(|_| unknown(at))).transpose()
+}
+
+/// A value that this version does not write: the file was damaged or changed by hand.
+fn unknown(column: usize) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Null, Box::new(FromSqlError::InvalidType))
+}

@@ -1,0 +1,170 @@
+//! The tables of a journal file, and how an older file becomes a current one.
+//!
+//! Each version is one step, never changed once it is released. All steps that a file lacks run
+//! in one transaction, so that a file is of one version or of the next.
+
+use rusqlite::Connection;
+
+/// Marks a file as ours: "SPIG".
+const APPLICATION_ID: i32 = 0x5350_4947;
+
+/// The steps; the version of a file is how many of them it has taken.
+const STEPS: &[&str] = &["
+    CREATE TABLE deliveries (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        origin BLOB NOT NULL,
+        lookalike BLOB,
+        fingerprint BLOB NOT NULL,
+        app TEXT NOT NULL,
+        action TEXT NOT NULL,
+        debug INTEGER NOT NULL,
+        cycle INTEGER NOT NULL,
+        order_id TEXT,
+        instance_id TEXT,
+        user_id TEXT,
+        received_at INTEGER NOT NULL,
+        changed_at INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        doubt INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        gateway TEXT NOT NULL,
+        claim INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        began_at INTEGER NOT NULL,
+        ended_at INTEGER,
+        outcome TEXT,
+        code TEXT,
+        rule TEXT,
+        detail TEXT,
+        named_instance TEXT,
+        confirmed_at INTEGER,
+        made_instance TEXT,
+        data_key INTEGER,
+        reply BLOB,
+        answered_at INTEGER,
+        decision TEXT,
+        decided_at INTEGER,
+        message TEXT
+    ) STRICT;
+    CREATE INDEX deliveries_by_order ON deliveries (order_id) WHERE order_id IS NOT NULL;
+    CREATE INDEX deliveries_lookalike ON deliveries (lookalike) WHERE lookalike IS NOT NULL;
+    CREATE INDEX deliveries_running ON deliveries (id) WHERE state = 'running';
+    CREATE INDEX deliveries_unconfirmed ON deliveries (app) WHERE state = 'unconfirmed';
+    CREATE INDEX deliveries_unanswered ON deliveries (app) WHERE state = 'done' AND answered_at IS NULL;
+    CREATE INDEX deliveries_with_reply ON deliveries (changed_at) WHERE reply IS NOT NULL;
+
+    CREATE TABLE attempts (
+        delivery INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        gateway TEXT NOT NULL,
+        claim INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        began_at INTEGER NOT NULL,
+        ended_at INTEGER,
+        outcome TEXT,
+        code TEXT,
+        rule TEXT,
+        detail TEXT,
+        named_instance TEXT,
+        PRIMARY KEY (delivery, number)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE instances (
+        app TEXT NOT NULL,
+        instance_id TEXT NOT NULL,
+        origin BLOB NOT NULL,
+        touched_at INTEGER NOT NULL,
+        PRIMARY KEY (app, instance_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE cycles (
+        app TEXT NOT NULL,
+        instance_id TEXT NOT NULL,
+        cycle INTEGER NOT NULL,
+        touched_at INTEGER NOT NULL,
+        PRIMARY KEY (app, instance_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE data_keys (
+        id INTEGER PRIMARY KEY,
+        app TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE wraps (
+        data_key INTEGER NOT NULL,
+        wrapper BLOB NOT NULL,
+        bytes BLOB NOT NULL,
+        touched_at INTEGER NOT NULL,
+        PRIMARY KEY (data_key, wrapper)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE probes (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        at INTEGER NOT NULL
+    ) STRICT;
+"];
+
+/// Why a file cannot be brought up to date.
+pub(super) enum MigrationError {
+    /// SQLite says no.
+    Sqlite(rusqlite::Error),
+    /// The file belongs to something else.
+    Foreign,
+    /// An older spigate wrote it, and it is not ours to change.
+    Older,
+    /// A newer spigate wrote it.
+    Newer {
+        /// Its version.
+        found: i64,
+        /// The newest that this one knows.
+        known: usize,
+    },
+}
+
+impl From<rusqlite::Error> for MigrationError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// The steps that a file lacks.
+fn missing(connection: &Connection) -> Result<&'static [&'static str], MigrationError> {
+    let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+    let version = pragma("user_version")?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables > 0 && pragma("application_id")? != i64::from(APPLICATION_ID) {
+        return Err(MigrationError::Foreign);
+    }
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    STEPS.get(done..).ok_or(MigrationError::Newer { found: version, known: STEPS.len() })
+}
+
+/// Whether a file is of this version. The process that serves from it may be of another one.
+pub(super) fn check(connection: &Connection) -> Result<(), MigrationError> {
+    if missing(connection)?.is_empty() { Ok(()) } else { Err(MigrationError::Older) }
+}
+
+/// Makes the tables, or brings them up to date.
+pub(super) fn migrate(connection: &Connection) -> Result<(), MigrationError> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let steps = (|| {
+        let missing = missing(connection)?;
+        for step in missing {
+            connection.execute_batch(step)?;
+        }
+        if !missing.is_empty() {
+            connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+            connection.pragma_update(None, "user_version", i64::try_from(STEPS.len()).unwrap_or(i64::MAX))?;
+        }
+        Ok(())
+    })();
+    match steps {
+        Ok(()) => Ok(connection.execute_batch("COMMIT")?),
+        Err(error) => {
+            // Whatever went wrong is told; a rollback that fails too adds nothing.
+            let _ = connection.execute_batch("ROLLBACK");
+            Err(error)
+        }
+    }
+}

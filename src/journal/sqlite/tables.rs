@@ -1,0 +1,272 @@
+//! What the store does with its tables, each within a transaction of the writer.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::rows::{self, Numbered};
+use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
+use crate::journal::key::{DeliveryKey, Origin};
+use crate::journal::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Step};
+use crate::journal::store::{Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Wrap};
+
+pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Claimed> {
+    loop {
+        let cycle = match (ask.lifecycle, &ask.instance_id) {
+            (Lifecycle::Ends { .. }, Some(instance)) => cycle(connection, &ask.app, instance)?,
+            _ => 0,
+        };
+        let key = ask.base.in_cycle(cycle);
+        let mut known = rows::entry_at(connection, &key)?;
+        if known.is_none()
+            && let Some(lookalike) = &ask.lookalike
+        {
+            known = rows::unanswered_lookalike(connection, lookalike)?;
+        }
+        let (row, entry) = known.unzip();
+        // One process, whose lease cannot be lost while it asks.
+        match machine::claim(entry, false, ask, key, cycle) {
+            Step::Decided(claimed, change) => {
+                write(connection, row, &claimed.entry, &change)?;
+                return Ok(claimed);
+            }
+            Step::NextCycle => raise(connection, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?,
+        }
+    }
+}
+
+pub(super) fn finish(connection: &Connection, end: &End) -> rusqlite::Result<(Finished, Entry)> {
+    let (row, entry) = rows::entry_at(connection, &end.key)?.unzip();
+    let earlier = match (row, &entry) {
+        (Some(row), Some(entry)) if entry.latest.number != end.attempt => rows::attempt(connection, row, end.attempt)?,
+        _ => None,
+    };
+    let taken = match &end.ending {
+        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(connection, &end.ask.app, id, &end.ask.origin)?,
+        _ => false,
+    };
+    let (finished, entry, change) = machine::finish(entry, earlier, taken, end);
+    write(connection, row, &entry, &change)?;
+    Ok((finished, entry))
+}
+
+pub(super) fn answered(connection: &Connection, key: &DeliveryKey, at: Timestamp) -> rusqlite::Result<()> {
+    let sql = "UPDATE deliveries SET answered_at = ?2 WHERE key = ?1 AND answered_at IS NULL";
+    connection.prepare_cached(sql)?.execute((key.as_bytes(), at.as_millisecond()))?;
+    Ok(())
+}
+
+pub(super) fn look(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Entry>> {
+    Ok(rows::entry_at(connection, key)?.map(|(_, entry)| entry))
+}
+
+pub(super) fn probe(connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO probes (id, at) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
+    connection.prepare_cached(sql)?.execute([now.as_millisecond()])?;
+    Ok(())
+}
+
+/// What a process that is no more had running may have been executed. Says how many there were.
+pub(super) fn take_over(connection: &Connection, now: Timestamp) -> rusqlite::Result<usize> {
+    let running = rows::running(connection)?;
+    for (row, mut entry) in running.iter().cloned() {
+        machine::lose(&mut entry, PROCESS_ENDED, now);
+        rows::put_entry(connection, Some(row), &entry)?;
+    }
+    Ok(running.len())
+}
+
+pub(super) fn resolve(
+    connection: &Connection,
+    key: &DeliveryKey,
+    resolution: &Resolution,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Resolved>> {
+    let Some((row, entry)) = rows::entry_at(connection, key)? else { return Ok(None) };
+    let taken = match resolution {
+        Resolution::Done { instance_id: Some(id), .. } => is_taken(connection, &entry.app, id, &entry.origin)?,
+        _ => false,
+    };
+    Ok(Some(match machine::resolve(entry, false, taken, resolution, now) {
+        Ok((entry, change)) => {
+            write(connection, Some(row), &entry, &change)?;
+            Ok(entry)
+        }
+        Err(unresolvable) => Err(unresolvable),
+    }))
+}
+
+pub(super) fn list(
+    connection: &Connection,
+    filter: &Filter,
+    cursor: Option<i64>,
+    limit: usize,
+) -> rusqlite::Result<Vec<Record>> {
+    let (condition, value) = match (&filter.order_id, &filter.instance_id, &filter.app) {
+        (Some(order), _, _) => ("order_id = ?2", Some(order.as_str())),
+        (None, Some(instance), _) => ("?2 IN (instance_id, made_instance)", Some(instance.as_str())),
+        (None, None, Some(app)) => ("app = ?2", Some(app.as_str())),
+        (None, None, None) => ("true", None),
+    };
+    let mut found = Vec::new();
+    if limit == 0 {
+        return Ok(found);
+    }
+    let cursor = cursor.unwrap_or(i64::MAX);
+    rows::entries_before(connection, condition, value, cursor, |(row, entry): Numbered| {
+        // Only an attempt after the first has left others in the history.
+        let history = if entry.latest.number > 1 { rows::history(connection, row)? } else { Vec::new() };
+        let record = Record { cursor: row, entry, history };
+        if filter.fits(&record) {
+            found.push(record);
+        }
+        Ok(found.len() < limit)
+    })?;
+    Ok(found)
+}
+
+pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
+    // Each half has an index of its own that holds just these rows.
+    let sql = "SELECT app, sum(unconfirmed), sum(unanswered) FROM (
+                   SELECT app, count(*) AS unconfirmed, 0 AS unanswered FROM deliveries
+                   WHERE state = 'unconfirmed' GROUP BY app
+                   UNION ALL
+                   SELECT app, 0, count(*) FROM deliveries
+                   WHERE state = 'done' AND answered_at IS NULL GROUP BY app
+               ) GROUP BY app ORDER BY app";
+    let mut statement = connection.prepare_cached(sql)?;
+    let counts = statement
+        .query_map([], |row| Ok(Counts { app: row.get(0)?, unconfirmed: row.get(1)?, unanswered: row.get(2)? }))?;
+    counts.collect()
+}
+
+pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite::Result<Pruned> {
+    let batch = i64::try_from(retention.batch).unwrap_or(i64::MAX);
+    let history = retention.history_before.as_millisecond();
+    let replies = connection
+        .prepare_cached(
+            "UPDATE deliveries SET reply = NULL, data_key = NULL WHERE id IN (
+                 SELECT id FROM deliveries WHERE reply IS NOT NULL AND changed_at < ?1 AND state <> 'running' LIMIT ?2)",
+        )?
+        .execute((retention.replies_before.as_millisecond(), batch))?;
+    let old = too_old(connection, retention)?;
+    for id in &old {
+        connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
+        connection.prepare_cached("DELETE FROM deliveries WHERE id = ?1")?.execute([id])?;
+    }
+    let mut instances = 0;
+    for table in ["instances", "cycles"] {
+        let sql = format!(
+            "DELETE FROM {table} WHERE (app, instance_id) IN (
+                 SELECT app, instance_id FROM {table} WHERE touched_at < ?1 LIMIT ?2)"
+        );
+        instances += connection.prepare_cached(&sql)?.execute((history, batch))?;
+    }
+    let wraps = retention.wraps_before.as_millisecond();
+    connection
+        .prepare_cached(
+            "DELETE FROM wraps WHERE touched_at < ?1 AND EXISTS (
+                 SELECT 1 FROM wraps AS later WHERE later.data_key = wraps.data_key AND later.touched_at >= ?1)",
+        )?
+        .execute([wraps])?;
+    Ok(Pruned { replies, deliveries: old.len(), instances })
+}
+
+/// Rows are numbered as they are received, so the old ones come first: this looks at them and at
+/// one more.
+fn too_old(connection: &Connection, retention: &Retention) -> rusqlite::Result<Vec<i64>> {
+    let before = retention.history_before.as_millisecond();
+    let mut statement = connection
+        .prepare_cached("SELECT id, received_at, changed_at, state = 'running' FROM deliveries ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    let mut old = Vec::new();
+    while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(1)? >= before || old.len() >= retention.batch {
+            break;
+        }
+        if row.get::<_, i64>(2)? < before && !row.get::<_, bool>(3)? {
+            old.push(row.get(0)?);
+        }
+    }
+    Ok(old)
+}
+
+pub(super) fn data_keys(connection: &Connection) -> rusqlite::Result<Vec<DataKey>> {
+    let mut statement = connection.prepare_cached("SELECT id, app FROM data_keys ORDER BY id")?;
+    let keys = statement.query_map([], |row| Ok(DataKey { id: row.get(0)?, app: row.get(1)?, wraps: Vec::new() }))?;
+    let mut keys = keys.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut wraps = connection.prepare_cached("SELECT wrapper, bytes FROM wraps WHERE data_key = ?1")?;
+    for key in &mut keys {
+        let found = wraps.query_map([key.id], |row| Ok(Wrap { wrapper: row.get(0)?, bytes: row.get(1)? }))?;
+        key.wraps = found.collect::<rusqlite::Result<_>>()?;
+    }
+    Ok(keys)
+}
+
+pub(super) fn add_data_key(
+    connection: &Connection,
+    app: &str,
+    wraps: &[Wrap],
+    now: Timestamp,
+) -> rusqlite::Result<i64> {
+    connection.prepare_cached("INSERT INTO data_keys (app) VALUES (?1)")?.execute([app])?;
+    let id = connection.last_insert_rowid();
+    put_wraps(connection, id, wraps, now)?;
+    Ok(id)
+}
+
+pub(super) fn put_wraps(
+    connection: &Connection,
+    data_key: i64,
+    wraps: &[Wrap],
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT OR REPLACE INTO wraps (data_key, wrapper, bytes, touched_at) VALUES (?1, ?2, ?3, ?4)";
+    for wrap in wraps {
+        connection.prepare_cached(sql)?.execute((data_key, &wrap.wrapper, &wrap.bytes, now.as_millisecond()))?;
+    }
+    Ok(())
+}
+
+fn cycle(connection: &Connection, app: &str, instance: &str) -> rusqlite::Result<u32> {
+    let sql = "SELECT cycle FROM cycles WHERE app = ?1 AND instance_id = ?2";
+    let cycle = connection.prepare_cached(sql)?.query_row((app, instance), |row| row.get(0)).optional()?;
+    Ok(cycle.unwrap_or(0))
+}
+
+fn raise(connection: &Connection, app: &str, instance: Option<&str>, by: u32, now: Timestamp) -> rusqlite::Result<()> {
+    let Some(instance) = instance else { return Ok(()) };
+    let sql = "INSERT INTO cycles (app, instance_id, cycle, touched_at) VALUES (?1, ?2, ?3, ?4)
+               ON CONFLICT (app, instance_id) DO UPDATE
+               SET cycle = cycle + excluded.cycle, touched_at = excluded.touched_at";
+    connection.prepare_cached(sql)?.execute((app, instance, by, now.as_millisecond()))?;
+    Ok(())
+}
+
+fn is_taken(connection: &Connection, app: &str, instance: &str, by_another_than: &Origin) -> rusqlite::Result<bool> {
+    let sql = "SELECT origin <> ?3 FROM instances WHERE app = ?1 AND instance_id = ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let taken = statement.query_row((app, instance, by_another_than.as_bytes()), |row| row.get(0)).optional()?;
+    Ok(taken.unwrap_or(false))
+}
+
+fn write(connection: &Connection, row: Option<i64>, entry: &Entry, change: &Change) -> rusqlite::Result<()> {
+    let now = entry.changed_at;
+    match change.cycle {
+        CycleChange::None => {}
+        CycleChange::Touch => raise(connection, &entry.app, entry.instance_id.as_deref(), 0, now)?,
+        CycleChange::Raise => raise(connection, &entry.app, entry.instance_id.as_deref(), 1, now)?,
+    }
+    if let Some(instance) = &change.instance {
+        let sql = "INSERT INTO instances (app, instance_id, origin, touched_at) VALUES (?1, ?2, ?3, ?4)
+                   ON CONFLICT (app, instance_id) DO NOTHING";
+        let origin = entry.origin.as_bytes();
+        connection.prepare_cached(sql)?.execute((&entry.app, instance, origin, now.as_millisecond()))?;
+    }
+    if change.entry {
+        let row = rows::put_entry(connection, row, entry)?;
+        if let Some(attempt) = &change.history {
+            rows::put_attempt(connection, row, attempt)?;
+        }
+    }
+    Ok(())
+}
