@@ -11,7 +11,7 @@ use crate::config::source::Sources;
 use crate::config::{self, Config};
 use crate::dialect::{ActionKind, builtin};
 use crate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason};
-use crate::journal::key::{DeliveryKey, Fingerprint, Origin};
+use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Origin};
 use crate::journal::machine::Resolution;
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{Archive as _, Deliveries as _};
@@ -109,6 +109,7 @@ impl Shop {
             origin: Origin::from_slice(&bytes).unwrap(),
             lookalike: None,
             fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
+            extras: Extras::from_slice(&[0; 32]).unwrap(),
             app: "crm".into(),
             action: self.config.apps[0].dialect.action_of(ActionKind::Create).unwrap().name.clone(),
             debug: false,

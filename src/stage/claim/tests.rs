@@ -15,7 +15,7 @@ use crate::dialect::ActionKind;
 use crate::dialect::mac::TagEncoding;
 use crate::dialect::request::{SpiRequest, Strictness};
 use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
-use crate::journal::key::{Fingerprint, Origin};
+use crate::journal::key::{Extras, Fingerprint, Origin};
 use crate::journal::machine::{Claimed, Resolution};
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
@@ -132,6 +132,7 @@ impl Bench {
             origin: Origin::of("crm", dialect, &request, &tag),
             lookalike: None,
             fingerprint: Fingerprint::of(dialect, &request),
+            extras: Extras::of(dialect, &request),
             app: "crm".into(),
             action: "CreateInstance".into(),
             debug: false,
