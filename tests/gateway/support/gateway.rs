@@ -64,6 +64,11 @@ impl Setup {
         self
     }
 
+    /// Forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) fn forwarding_all(self) -> Self {
+        self.app("deliver_once = false")
+    }
+
     /// Keys of the app's backend.
     pub(crate) fn backend(mut self, toml: &str) -> Self {
         self.backend.push_str(toml);
@@ -213,6 +218,11 @@ impl Gateway {
     /// A configuration with nothing special.
     pub(crate) async fn over(backend: &Backend) -> Self {
         Setup::new(backend).start().await
+    }
+
+    /// One that forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) async fn forwarding_all(backend: &Backend) -> Self {
+        Setup::new(backend).forwarding_all().start().await
     }
 
     /// Sends an order the plain way.
