@@ -73,6 +73,10 @@ struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    delivery: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
     outcome: &'static str,
     status: u16,
@@ -129,6 +133,8 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         debug: exchange.debug,
         order_id: exchange.order_id.as_deref(),
         instance_id: exchange.instance_id.as_deref(),
+        delivery: exchange.recorded.map(|(key, _)| key.idempotency_key()),
+        attempt: exchange.recorded.map(|(_, attempt)| attempt),
         key: app.zip(exchange.key).map(|(app, key)| app.config.keys[key].id.as_str()),
         outcome: line.outcome.as_str(),
         status: line.status,
@@ -170,6 +176,8 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("rule", fields.rule.as_ref().map(|value| value as _));
     put("order_id", fields.order_id.as_ref().map(|value| value as _));
     put("instance_id", fields.instance_id.as_ref().map(|value| value as _));
+    put("delivery", fields.delivery.as_ref().map(|value| value as _));
+    put("attempt", fields.attempt.as_ref().map(|value| value as _));
     put("debug", fields.debug.as_ref().map(|value| value as _));
     put("key", fields.key.as_ref().map(|value| value as _));
     put("duration_ms", Some(&fields.duration_ms));

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 
 /// What the admin listener shows.
@@ -17,6 +18,8 @@ use crate::metrics::Metrics;
 pub struct Admin {
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// The journal.
+    pub journal: Arc<Journal>,
     /// Whether requests are welcome.
     pub ready: watch::Receiver<bool>,
 }
@@ -33,15 +36,18 @@ pub fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    if *admin.ready.borrow() {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n")
+async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
+    if !*admin.ready.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n".to_owned());
+    }
+    match admin.journal.health().check() {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(cause) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n")),
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
+    admin.journal.count().await;
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),
         Err(error) => {

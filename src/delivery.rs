@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::journal::Receipt;
+use crate::journal::key::DeliveryKey;
 use crate::rejection::Rejection;
 
 /// How a request ended: label of metrics, field of the access log (`design.md`).
@@ -60,12 +62,23 @@ pub struct Delivery {
     pub instance_id: Option<String>,
     /// How long the backend took.
     pub backend_time: Option<Duration>,
+    /// Which delivery it is in the journal, and which of its attempts this was.
+    pub recorded: Option<(DeliveryKey, u32)>,
+    /// Whom to tell that the platform was answered with success, where that is not known yet.
+    pub receipt: Option<Receipt>,
 }
 
 impl Delivery {
     /// A delivery that the backend may have executed, without a usable answer.
     pub fn unconfirmed(rejection: Rejection) -> Self {
-        Self { outcome: Outcome::Unconfirmed, answer: Err(rejection), instance_id: None, backend_time: None }
+        Self {
+            outcome: Outcome::Unconfirmed,
+            answer: Err(rejection),
+            instance_id: None,
+            backend_time: None,
+            recorded: None,
+            receipt: None,
+        }
     }
 
     /// A delivery that the backend has not executed.
@@ -73,8 +86,13 @@ impl Delivery {
         Self { outcome: Outcome::Failed, ..Self::unconfirmed(rejection) }
     }
 
+    /// A delivery that spigate itself refused.
+    pub fn rejected(rejection: Rejection) -> Self {
+        Self { outcome: Outcome::Rejected, ..Self::unconfirmed(rejection) }
+    }
+
     /// An answer in the backend's words.
     pub fn answered(outcome: Outcome, body: Bytes, instance_id: Option<String>) -> Self {
-        Self { outcome, answer: Ok(body), instance_id, backend_time: None }
+        Self { outcome, answer: Ok(body), instance_id, backend_time: None, recorded: None, receipt: None }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body;
 use http_body_util::Empty;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -25,12 +25,13 @@ use crate::config::{Limits, TestConnection};
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Exchange, Verdict};
-use crate::journal::key::{self, DeliveryKey, Fingerprint};
+use crate::journal::entry::{Ask, Lifecycle};
+use crate::journal::key::{self, DeliveryKey, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
 use crate::rejection::Rejection;
-use crate::stage::claim::Deliveries;
+use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
 use crate::stage::route::Routes;
@@ -42,7 +43,7 @@ pub struct Gateway {
     pub routes: Routes,
     /// Limits of requests.
     pub limits: Limits,
-    /// Running deliveries.
+    /// Deliveries, and the journal behind them.
     pub deliveries: Deliveries,
     /// Free places for requests.
     pub slots: Arc<Semaphore>,
@@ -92,6 +93,7 @@ impl Gateway {
     async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
         // A place first: under overload the cheapest answer is the one that reads nothing.
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
+        let slot = Arc::new(slot);
         // Method, host, body, sizes: what needs no look at the content.
         let received = receive::receive(head, caller.has_body, &self.limits)?;
         // The strict reading comes before any use of a parameter.
@@ -112,12 +114,12 @@ impl Gateway {
         let checked = contract::check(app, fresh, &received, passed_on, &self.metrics)?;
         story.learn(app, &checked);
         // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(app, checked, caller, slot, story).await?;
+        let delivery = self.deliver(app, checked, caller, Arc::clone(&slot), story).await?;
         story.conclude(&delivery);
         delivery.answer
     }
 
-    /// Decides who answers, and that copies of a running order wait for it.
+    /// Decides who answers, and that each order reaches the backend once.
     ///
     /// `slot` is held for as long as the backend is called, even if the caller is gone by then.
     async fn deliver(
@@ -125,7 +127,7 @@ impl Gateway {
         app: &Arc<App>,
         checked: Checked,
         caller: &Caller,
-        slot: OwnedSemaphorePermit,
+        slot: Arc<impl std::any::Any + Send + Sync>,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
@@ -141,21 +143,64 @@ impl Gateway {
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
         let key = DeliveryKey::of(&config.name, &config.dialect, checked.request(), checked.signature());
-        let (app, metrics, request_id) = (Arc::clone(app), Arc::clone(&self.metrics), caller.request_id.clone());
+        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
-            return Ok(attempt(app, checked, metrics, request_id, key, answer_by).await);
+            let go = Go { number: 1, idempotency_key: key.idempotency_key() };
+            return Ok(attempt(Arc::clone(app), checked, metrics, request_id, go, answer_by).await);
         }
-        let fingerprint = Fingerprint::of(&config.dialect, checked.request());
+        let order = Order {
+            ask: Arc::new(self.ask(app, &checked, key, caller)),
+            dialect: Arc::clone(&config.dialect),
+            action: checked.request().action_index(),
+            deadline: answer_by,
+        };
         let call_by = caller.arrival + config.backend.timeout;
-        let (story, id) = (story.clone(), request_id.clone());
-        let first = || async move {
+        let (app, id) = (Arc::clone(app), request_id.clone());
+        let first = move |go: Go| async move {
             let _panics = CountPanic::new(&metrics.panics);
-            let delivery = attempt(app, checked, metrics, id, key, call_by).await;
+            let delivery = attempt(app, checked, metrics, id, go, call_by).await;
             drop(slot);
             delivery
         };
+        let story = story.clone();
         let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);
-        self.deliveries.once(key, fingerprint, answer_by, first, unheard).await
+        self.deliveries.once(order, first, unheard).await
+    }
+
+    /// What a request asks of the journal.
+    fn ask(&self, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
+        let (config, dialect, request) = (&app.config, &*app.config.dialect, checked.request());
+        let journal = self.deliveries.journal();
+        let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
+        let kind = request.action(dialect).kind;
+        let by_instance =
+            dialect.instance.is_some() && key::dedupe(dialect, request).map(|(field, _)| field) == dialect.instance;
+        let fingerprint = Fingerprint::of(dialect, request);
+        let lookalike = config.join_lookalikes.then(|| Lookalike::of(&config.name, dialect, request, &fingerprint));
+        Ask {
+            base,
+            origin: Origin::of(&config.name, dialect, request, checked.signature()),
+            lookalike: lookalike.flatten(),
+            fingerprint,
+            app: config.name.clone(),
+            action: request.action(dialect).name.clone(),
+            debug: request.is_debug(dialect),
+            order_id: text(dialect.order),
+            instance_id: text(dialect.instance),
+            user_id: text(dialect.user),
+            lifecycle: match kind {
+                ActionKind::Expire | ActionKind::Delete if by_instance => {
+                    Lifecycle::Ends { replay_for: journal.config.lifecycle_replay }
+                }
+                ActionKind::Renew | ActionKind::Upgrade => Lifecycle::Revives,
+                _ => Lifecycle::None,
+            },
+            hold: config.hold_unconfirmed,
+            instance_must_be_new: kind == ActionKind::Create,
+            claimant: journal.claimant(),
+            request_id: caller.request_id.to_str().unwrap_or("-").to_owned(),
+            now: clock::now(),
+        }
     }
 }
 
@@ -165,10 +210,10 @@ async fn attempt(
     checked: Checked,
     metrics: Arc<Metrics>,
     request_id: HeaderValue,
-    key: DeliveryKey,
+    go: Go,
     call_by: Instant,
 ) -> Delivery {
-    let attempt = Attempt { number: 1, request_id: &request_id, idempotency_key: key.idempotency_key() };
+    let attempt = Attempt { number: go.number, request_id: &request_id, idempotency_key: go.idempotency_key };
     let Ok(request) = normalize::normalize(&app, &checked, &attempt) else {
         // Paths are checked with the configuration and parts are encoded: what is left is a
         // query that decoding and encoding anew made longer than any target may be.

@@ -1,17 +1,24 @@
-//! What spigate knows of deliveries: which order a request belongs to, and what became of it.
+//! The delivery journal: which order a request belongs to, and what became of it.
 //!
 //! - `key.rs`: what makes two requests the same delivery (pure)
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
-//! - `vault.rs`: seals the replies that are kept
-//! - `retention.rs`: what is forgotten, and when
+//! - `outcome.rs`: between the gateway's words and the journal's (pure)
 //! - `visit.rs`, `view.rs`, `redact.rs`: for those who look at it from outside
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
+//! - `vault.rs`: replies at rest are sealed
+//! - `health.rs`: whether the journal can be used
+//! - `running.rs`: the attempts that run in this process
+//! - `retention.rs`: what is kept for how long
+//!
+//! [`Journal`] puts them together for the stop that claims (`stage/claim.rs`).
 
 pub mod entry;
+pub mod health;
 pub mod key;
 pub mod machine;
 pub mod memory;
+pub mod outcome;
 pub mod redact;
 pub mod retention;
 pub mod running;
@@ -20,3 +27,302 @@ pub mod store;
 pub mod vault;
 pub mod view;
 pub mod visit;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prometheus::IntGaugeVec;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::config::Config;
+use crate::config::journal::{JournalConfig, Location};
+use crate::config::scalar::Secret;
+use crate::metrics::Metrics;
+use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
+use health::Health;
+use key::DeliveryKey;
+use machine::{Claimed, Finished};
+use memory::MemoryStore;
+use running::RunningClaim;
+use sqlite::SqliteStore;
+use store::{Answer, Store, Unavailable};
+use vault::{Opened, Vault};
+
+/// The journal of a serving process.
+pub struct Journal {
+    store: Arc<dyn Store>,
+    vault: Vault,
+    metrics: Arc<Metrics>,
+    health: Health,
+    /// This process, in claims.
+    gateway: String,
+    claims: AtomicI64,
+    /// Receipts that are being written.
+    receipts: TaskTracker,
+    /// The apps that it is for.
+    apps: Vec<String>,
+    /// What of the configuration it keeps to.
+    pub config: JournalConfig,
+}
+
+/// How often old replies and deliveries are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+/// How often the journal is tried while nothing is wrong.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often it is tried while something is.
+const PROBE_AGAIN: Duration = Duration::from_millis(250);
+/// How long the end of the process waits for the last receipts.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a scrape waits for the journal's counts.
+const COUNT_WITHIN: Duration = Duration::from_secs(1);
+
+impl Journal {
+    /// Opens the journal that the configuration names.
+    ///
+    /// # Errors
+    /// What is wrong with it and what to do about it.
+    pub async fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Self>, String> {
+        let gateway = random_name()?;
+        let store: Arc<dyn Store> = match &config.journal.location {
+            Location::Memory => Arc::new(MemoryStore::default()),
+            Location::Sqlite(path) => {
+                let sizes = metrics.journal_batch_size.clone();
+                #[allow(clippy::cast_precision_loss, reason = "batches are small")]
+                let store = SqliteStore::serve(path, move |size| sizes.observe(size as f64))?;
+                if store.taken_over() > 0 {
+                    tracing::warn!(
+                        deliveries = store.taken_over(),
+                        "the process before this one ended while deliveries ran: they are unconfirmed now"
+                    );
+                }
+                Arc::new(store)
+            }
+            Location::Postgres(_) => return Err("not yet".to_owned()),
+        };
+        let journal = Self::over(store, gateway, config, metrics);
+        journal.unlock().await;
+        Ok(journal)
+    }
+
+    /// A journal over a store that is open.
+    pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
+        let apps = config.apps.iter().map(|app| {
+            let keys = app.keys.iter().map(|key| key.secret.clone());
+            (app.name.clone(), keys.collect::<Vec<Secret>>())
+        });
+        let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
+        Arc::new(Self {
+            store,
+            vault,
+            metrics,
+            health: Health::default(),
+            gateway,
+            claims: AtomicI64::new(0),
+            receipts: TaskTracker::new(),
+            apps: config.apps.iter().map(|app| app.name.clone()).collect(),
+            config: config.journal.clone(),
+        })
+    }
+
+    /// Whether the journal can be used, and since when not.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// A claimant that nobody else is.
+    pub fn claimant(&self) -> Claimant {
+        Claimant { gateway: self.gateway.clone(), number: self.claims.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// Claims a delivery; durable once it comes back.
+    ///
+    /// # Errors
+    /// The journal is down: nothing may be forwarded.
+    pub async fn claim(&self, ask: Arc<Ask>) -> Result<Claimed, Unavailable> {
+        self.health.check()?;
+        self.timed("claim", self.store.claim(ask)).await
+    }
+
+    /// Records the end of an attempt; durable once it comes back.
+    ///
+    /// # Errors
+    /// The journal is down: keep the end and try again.
+    pub async fn finish(&self, claim: &RunningClaim, end: &Outgoing) -> Result<(Finished, Entry), Unavailable> {
+        self.health.check()?;
+        let ending = match end {
+            Outgoing::Confirmed { instance_id, reply } => {
+                Ending::Confirmed { instance_id: instance_id.clone(), reply: self.seal(claim, reply).await? }
+            }
+            Outgoing::Refused { reply } => Ending::Refused { reply: self.seal(claim, reply).await? },
+            Outgoing::Failed(reason) => Ending::Failed(reason.clone()),
+            Outgoing::Unconfirmed(reason) => Ending::Unconfirmed(reason.clone()),
+        };
+        let end = End {
+            ask: Arc::clone(&claim.ask),
+            key: claim.key,
+            cycle: claim.cycle,
+            attempt: claim.number,
+            began_at: claim.began_at,
+            ending,
+            now: clock::now(),
+        };
+        self.timed("finish", self.store.finish(Arc::new(end))).await
+    }
+
+    async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
+        self.vault.seal(&*self.store, &claim.ask.app, &claim.key, reply, clock::now()).await
+    }
+
+    /// Opens a recorded reply.
+    ///
+    /// # Errors
+    /// The journal is down.
+    pub async fn open_reply(&self, entry: &Entry, sealed: &Sealed) -> Result<Option<Bytes>, Unavailable> {
+        Ok(match self.vault.open(&*self.store, &entry.app, &entry.key, sealed).await? {
+            Opened::Reply(reply) => Some(reply),
+            Opened::Lost => None,
+        })
+    }
+
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// The journal is down.
+    pub async fn look(&self, key: DeliveryKey) -> Result<Option<Entry>, Unavailable> {
+        self.health.check()?;
+        self.timed("look", self.store.look(key)).await
+    }
+
+    /// Comes back when an entry may have changed.
+    pub async fn changed(&self, key: DeliveryKey) {
+        self.store.changed(key).await;
+    }
+
+    /// Updates what waits for somebody; for as long as the journal is down, the last numbers stay.
+    pub async fn count(&self) {
+        let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
+        let Ok(Ok(counts)) = counted else { return };
+        for app in &self.apps {
+            let known = counts.iter().find(|counts| counts.app == *app);
+            let set = |gauge: &IntGaugeVec, value: Option<i64>| gauge.with_label_values(&[app]).set(value.unwrap_or(0));
+            set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));
+            set(&self.metrics.unanswered_deliveries, known.map(|counts| counts.unanswered));
+        }
+    }
+
+    /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,
+    /// removes what is too old.
+    pub async fn keep(self: Arc<Self>) {
+        let mut prune_at = Instant::now();
+        loop {
+            let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
+            let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
+            // A failure is looked into at once: it may have been one delivery's alone.
+            let _ = tokio::time::timeout(wait, self.health.failure()).await;
+            match self.timed("probe", self.store.probe()).await {
+                Ok(()) => self.health.is_well_again(),
+                Err(_) => continue,
+            }
+            if Instant::now() >= prune_at {
+                prune_at = Instant::now() + PRUNE_EVERY;
+                // Says that the keys are still in use, and wraps what others have added.
+                self.unlock().await;
+                let pruned = retention::prune(&*self.store, &self.config, clock::now());
+                // Counted and logged by `timed`; the next round tries again.
+                let _ = self.timed("prune", Box::pin(pruned)).await;
+            }
+        }
+    }
+
+    async fn unlock(&self) {
+        match self.vault.unlock(&*self.store, clock::now()).await {
+            Ok(locked_out) => {
+                for app in locked_out {
+                    tracing::error!(app = app.app, "{app}");
+                }
+            }
+            Err(unavailable) => self.health.failed(&unavailable),
+        }
+    }
+
+    /// Gives up what this process holds.
+    pub async fn close(&self) {
+        self.receipts.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.receipts.wait()).await;
+        // What it could not give up, others take when its lease has passed.
+        let _ = self.timed("close", self.store.close()).await;
+    }
+
+    async fn timed<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
+        let begun = Instant::now();
+        let result = answer.await;
+        self.metrics.journal_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
+        if let Err(unavailable) = &result {
+            self.metrics.journal_errors.with_label_values(&[operation]).inc();
+            self.health.failed(unavailable);
+        }
+        result
+    }
+
+    async fn answered(&self, key: DeliveryKey) {
+        // Not knowing costs an alarm, not an order.
+        let _ = self.timed("answered", self.store.answered(key, clock::now())).await;
+    }
+}
+
+/// The end of an attempt before its reply is sealed.
+#[derive(Clone, Debug)]
+pub enum Outgoing {
+    /// The backend did it.
+    Confirmed {
+        /// The instance id that the reply names.
+        instance_id: Option<String>,
+        /// The reply.
+        reply: Bytes,
+    },
+    /// The backend says no.
+    Refused {
+        /// The reply.
+        reply: Bytes,
+    },
+    /// Nothing was done.
+    Failed(entry::Reason),
+    /// It may have been done.
+    Unconfirmed(entry::Reason),
+}
+
+/// A recorded confirmation that the platform has not been told of yet.
+#[derive(Clone)]
+pub struct Receipt {
+    journal: Arc<Journal>,
+    key: DeliveryKey,
+}
+
+impl Receipt {
+    /// For the entry at `key`.
+    pub fn new(journal: Arc<Journal>, key: DeliveryKey) -> Self {
+        Self { journal, key }
+    }
+
+    /// The platform is being answered with success.
+    pub fn given(&self) {
+        let Self { journal, key } = self.clone();
+        let tasks = journal.receipts.clone();
+        tasks.spawn(async move { journal.answered(key).await });
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Receipt({:?})", self.key)
+    }
+}
+
+fn random_name() -> Result<String, String> {
+    let bytes = getrandom::u64().map_err(|error| format!("no random numbers: {error}"))?;
+    Ok(format!("{bytes:016x}"))
+}

@@ -20,12 +20,15 @@ const SECONDS: &[f64] =
 /// Seconds between the signed time and our clock; negative means signed in our future.
 const SKEW: &[f64] = &[-600.0, -300.0, -60.0, -30.0, -10.0, -5.0, -1.0, 0.0, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
 
+/// Operations in a batch of the journal.
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
 macro_rules! catalogue {
-    ($( #[doc = $help:literal] $field:ident: $kind:ident = $name:literal [$($label:literal),*] $(in $buckets:expr)?; )*) => {
+    ($( $(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*] $(in $buckets:expr)?; )*) => {
         /// Every metric of the gateway.
         pub struct Metrics {
             registry: Registry,
-            $( #[doc = $help] pub $field: $kind, )*
+            $( $(#[doc = $help])+ pub $field: $kind, )*
         }
 
         impl Metrics {
@@ -36,7 +39,7 @@ macro_rules! catalogue {
             pub fn new() -> Result<Self, prometheus::Error> {
                 let registry = Registry::new();
                 $(
-                    let $field = catalogue!(@make $kind, $name, $help.trim(), [$($label),*] $(, $buckets)?)?;
+                    let $field = catalogue!(@make $kind, $name, concat!($($help),+).trim(), [$($label),*] $(, $buckets)?)?;
                     registry.register(Box::new($field.clone()))?;
                 )*
                 register_process(&registry)?;
@@ -51,6 +54,9 @@ macro_rules! catalogue {
     };
     (@make IntGaugeVec, $name:literal, $help:expr, [$($label:literal),*]) => {
         IntGaugeVec::new(Opts::new($name, $help), &[$($label),*])
+    };
+    (@make Histogram, $name:literal, $help:expr, [], $buckets:expr) => {
+        Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))
     };
     (@make HistogramVec, $name:literal, $help:expr, [$($label:literal),*], $buckets:expr) => {
         HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), &[$($label),*])
@@ -74,6 +80,23 @@ catalogue! {
     contract_warnings: IntCounterVec = "spigate_contract_warnings_total" ["app", "action", "field"];
     /// Backend replies that broke the contract, by rule.
     backend_violations: IntCounterVec = "spigate_backend_violations_total" ["app", "action", "rule"];
+    /// Deliveries, by what became of them: an attempt's outcome, or why a copy caused none. An
+    /// attempt that was confirmed after its own caller had been answered counts as late, too.
+    deliveries: IntCounterVec = "spigate_deliveries_total" ["app", "action", "outcome"];
+    /// Confirmations that came after another attempt of the same delivery had been confirmed with
+    /// another instance: the backend may have done it twice.
+    duplicate_confirmations: IntCounterVec = "spigate_duplicate_confirmations_total" ["app"];
+    /// Deliveries that may have been executed and are not confirmed.
+    unconfirmed_deliveries: IntGaugeVec = "spigate_unconfirmed_deliveries" ["app"];
+    /// Deliveries confirmed by the backend and never answered to the platform: orders that a
+    /// customer paid for and does not see.
+    unanswered_deliveries: IntGaugeVec = "spigate_unanswered_deliveries" ["app"];
+    /// Seconds of journal operations, waiting for the disk or the server included.
+    journal_seconds: HistogramVec = "spigate_journal_seconds" ["operation"] in SECONDS;
+    /// Journal operations that failed.
+    journal_errors: IntCounterVec = "spigate_journal_errors_total" ["operation"];
+    /// Operations that shared one flush of the disk.
+    journal_batch_size: Histogram = "spigate_journal_batch_size" [] in BATCH;
     /// Requests being worked on.
     in_flight_requests: IntGaugeVec = "spigate_in_flight_requests" ["app"];
     /// Connections open on the public listener.

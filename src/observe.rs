@@ -54,6 +54,9 @@ impl Observer {
         let outcome = exchange.outcome.unwrap_or(Outcome::Rejected);
         let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics.answers);
         app.answered(&self.metrics, exchange.action, outcome, took.as_secs_f64());
+        if let Some(receipt) = &exchange.receipt {
+            receipt.given();
+        }
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
@@ -109,6 +112,8 @@ pub fn unheard(request_id: &HeaderValue, story: &Exchange, delivery: &Delivery) 
         action,
         debug = story.debug,
         order_id = story.order_id,
+        delivery = delivery.recorded.map(|(key, _)| key.idempotency_key()),
+        attempt = delivery.recorded.map(|(_, attempt)| attempt),
         instance_id = delivery.instance_id.as_ref().or(story.instance_id.as_ref()),
         outcome = delivery.outcome.as_str(),
         code = rejection.map(Rejection::code),

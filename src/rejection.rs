@@ -72,6 +72,14 @@ pub enum Rejection {
     OrderConflict,
     /// The first delivery of this order still runs.
     DeliveryInProgress,
+    /// This delivery may have been executed, and the operator wants to decide.
+    DeliveryHeld,
+    /// The journal cannot be read or written: nothing is forwarded, and nothing answered that is
+    /// not recorded.
+    JournalUnavailable {
+        /// The cause, for the log.
+        cause: Arc<str>,
+    },
     /// No connection to the backend: nothing was sent.
     BackendUnreachable {
         /// The cause, for the log.
@@ -161,7 +169,11 @@ impl Rejection {
             | Self::BackendContract(_)
             | Self::BackendError { .. } => StatusCode::BAD_GATEWAY,
             Self::BackendTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::DeliveryInProgress | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeliveryInProgress
+            | Self::DeliveryHeld
+            | Self::JournalUnavailable { .. }
+            | Self::Overloaded
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -185,7 +197,9 @@ impl Rejection {
             Self::FieldMissing { .. } => "field_missing",
             Self::FieldInvalid { .. } => "field_invalid",
             Self::OrderConflict => "order_conflict",
-            Self::DeliveryInProgress => "delivery_in_progress",
+            // For the caller the same: not done yet, come again.
+            Self::DeliveryInProgress | Self::DeliveryHeld => "delivery_in_progress",
+            Self::JournalUnavailable { .. } => "journal_unavailable",
             Self::BackendUnreachable { .. } => "backend_unreachable",
             Self::BackendBrokenReply { .. } => "backend_broken_reply",
             Self::BackendContract(_) => "backend_contract",
@@ -223,6 +237,8 @@ impl Rejection {
             Self::FieldInvalid { field, why } => format!("{field} {why}").into(),
             Self::OrderConflict => "this order was received before with different content".into(),
             Self::DeliveryInProgress => "the first delivery of this order still runs; come again".into(),
+            Self::DeliveryHeld => "this order waits for a decision of the operator; come again".into(),
+            Self::JournalUnavailable { .. } => "the delivery journal is not available; come again".into(),
             Self::BackendUnreachable { .. } => "the backend cannot be reached".into(),
             Self::BackendBrokenReply { .. } => "the backend's reply broke off".into(),
             Self::BackendContract(_) => "the backend's reply breaks the contract".into(),
@@ -255,7 +271,13 @@ impl Rejection {
             Self::SignatureInvalid(BadSignature::Ambiguous) => {
                 Some("a value contains a delimiter that this dialect signs unencoded".into())
             }
-            Self::BackendUnreachable { cause } | Self::BackendBrokenReply { cause } => Some((&**cause).into()),
+            Self::BackendUnreachable { cause }
+            | Self::BackendBrokenReply { cause }
+            | Self::JournalUnavailable { cause } => Some((&**cause).into()),
+            Self::DeliveryHeld => Some(
+                "on_unconfirmed = \"hold\": an attempt may have been executed; decide with `spigate journal resolve`"
+                    .into(),
+            ),
             Self::BackendContract(violation) => Some(violation.detail.as_str().into()),
             Self::BackendError { status } => Some(format!("the backend answered {status}").into()),
             _ => None,
@@ -266,12 +288,13 @@ impl Rejection {
     pub fn fault(&self) -> Fault {
         match self {
             Self::DeliveryInProgress
+            | Self::DeliveryHeld
             | Self::BackendUnreachable { .. }
             | Self::BackendBrokenReply { .. }
             | Self::BackendContract(_)
             | Self::BackendTimeout
             | Self::BackendError { .. } => Fault::Backend,
-            Self::Overloaded | Self::ShuttingDown | Self::Internal => Fault::Gateway,
+            Self::JournalUnavailable { .. } | Self::Overloaded | Self::ShuttingDown | Self::Internal => Fault::Gateway,
             _ => Fault::Client,
         }
     }
@@ -280,7 +303,8 @@ impl Rejection {
     /// the platform's own schedule will do.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            Self::DeliveryInProgress => Some(5),
+            Self::DeliveryInProgress | Self::JournalUnavailable { .. } => Some(5),
+            Self::DeliveryHeld => Some(60),
             Self::Overloaded | Self::ShuttingDown => Some(1),
             _ => None,
         }

@@ -12,6 +12,7 @@ use crate::admin::{self, Admin};
 use crate::app::App;
 use crate::config::{Config, ShutdownConfig, units};
 use crate::gateway::{self, Gateway};
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::server::Server;
@@ -42,6 +43,10 @@ impl Instance {
         let metrics = Arc::new(Metrics::new().map_err(|error| unusable("metrics", &error))?);
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
 
+        // Before anything listens: a gateway that cannot record must not be called.
+        let journal = Journal::open(&config, Arc::clone(&metrics)).await?;
+        tokio::spawn(Arc::clone(&journal).keep());
+
         let bind = async |key: &str, address| {
             TcpListener::bind(address).await.map_err(|error| unusable(&format!("{key} = \"{address}\""), &error))
         };
@@ -56,7 +61,7 @@ impl Instance {
         let apps = config.apps.into_iter().map(|app| App::new(app, &config.limits, &metrics).map(Arc::new));
         let apps = apps.collect::<Result<Vec<_>, _>>().map_err(|error| unusable("backend", &error))?;
         let names = apps.iter().map(|app| app.config.name.clone()).collect::<Vec<_>>().join(", ");
-        let deliveries = Deliveries::default();
+        let deliveries = Deliveries::new(Arc::clone(&journal), Arc::clone(&metrics));
         let gateway = Arc::new(Gateway {
             routes: Routes::new(apps),
             limits: config.limits,
@@ -72,7 +77,8 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router = admin::router(Admin { metrics: Arc::clone(&metrics), ready: is_ready });
+        let admin_router =
+            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
@@ -95,10 +101,11 @@ impl Instance {
             self.deliveries.drained().await;
         };
         if tokio::time::timeout(grace, drained).await.is_err() {
-            let deliveries = self.deliveries.running();
-            tracing::warn!(deliveries, "stopping although something still runs: shutdown.grace has passed");
+            tracing::warn!("stopping although something still runs: shutdown.grace has passed");
+            self.deliveries.abandon().await;
         } else {
             tracing::info!("stopped");
         }
+        self.deliveries.journal().close().await;
     }
 }

@@ -10,7 +10,7 @@ use super::scalar::Secret;
 use super::validate::Validator;
 
 /// What remembers deliveries.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// Where.
     pub location: Location,

@@ -8,15 +8,17 @@ use crate::config::journal::JournalConfig;
 /// Most rows of a kind in one transaction, so that no delivery waits long for it.
 const BATCH: usize = 500;
 
+/// Whoever still uses a wrap says so far more often than this.
+const WRAPS_UNUSED_FOR: SignedDuration = SignedDuration::from_hours(48);
+
 /// What is too old now.
 pub fn retention(config: &JournalConfig, now: Timestamp) -> Retention {
     let before = |age: SignedDuration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
-    let replies_before = before(config.retain_replies);
     Retention {
-        replies_before,
+        replies_before: before(config.retain_replies),
         history_before: before(config.retain_history),
-        // A key that was replaced may come back while there are replies that only it sealed.
-        wraps_before: replies_before,
+        // A key that leaked and was replaced must soon open nothing any more.
+        wraps_before: before(WRAPS_UNUSED_FOR),
         batch: BATCH,
     }
 }

@@ -1,87 +1,107 @@
-//! Running deliveries, in memory: the first copy of an order runs, later copies wait for it.
+//! The attempts that run in this process, and who waits for them here.
 //!
-//! Nothing outlives the delivery: once it has ended, the next copy is a new delivery.
+//! The store knows who runs what; this only saves those who wait in the same process the way
+//! through it, and hands them results that cannot be recorded yet.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::key::{DeliveryKey, Fingerprint};
+use super::entry::Ask;
+use super::key::DeliveryKey;
 use crate::delivery::Delivery;
 use crate::rejection::Rejection;
 
-/// The running deliveries of this process.
+/// The attempts that run in this process.
 #[derive(Clone, Default)]
-pub struct Claims(Arc<Mutex<HashMap<DeliveryKey, Running>>>);
+pub struct Running(Arc<Mutex<HashMap<(DeliveryKey, u32), Slot>>>);
 
-struct Running {
-    fingerprint: Fingerprint,
-    result: Outlet,
-}
-
-/// Where the result of a running delivery will appear.
-pub type Outlet = watch::Receiver<Option<Delivery>>;
-
-/// What a copy of an order is told.
-pub enum Claim {
-    /// It is the first: deliver it, then [`Ticket::finish`].
-    First(Ticket, Outlet),
-    /// The first still runs: wait here.
-    Joined(Outlet),
-    /// The running one has other content.
-    Conflict,
-}
-
-/// The right, and the duty, to deliver.
-pub struct Ticket {
-    claims: Claims,
-    key: DeliveryKey,
+struct Slot {
+    claim: Arc<RunningClaim>,
     result: watch::Sender<Option<Delivery>>,
 }
 
-impl Claims {
-    /// Claims a delivery.
-    pub fn claim(&self, key: DeliveryKey, fingerprint: Fingerprint) -> Claim {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key) {
-            Entry::Occupied(entry) if entry.get().fingerprint != fingerprint => Claim::Conflict,
-            Entry::Occupied(entry) => Claim::Joined(entry.get().result.clone()),
-            Entry::Vacant(entry) => {
-                let (result, outlet) = watch::channel(None);
-                entry.insert(Running { fingerprint, result: outlet.clone() });
-                Claim::First(Ticket { claims: self.clone(), key, result }, outlet)
-            }
-        }
+/// What was claimed: enough to record its end.
+#[derive(Debug)]
+pub struct RunningClaim {
+    /// What was asked for.
+    pub ask: Arc<Ask>,
+    /// The delivery.
+    pub key: DeliveryKey,
+    /// Its cycle.
+    pub cycle: u32,
+    /// The attempt.
+    pub number: u32,
+    /// When it was claimed.
+    pub began_at: Timestamp,
+}
+
+/// Where the result of a running attempt will appear.
+pub type Outlet = watch::Receiver<Option<Delivery>>;
+
+/// The duty to say how an attempt ended.
+pub struct Ticket {
+    running: Running,
+    claim: Arc<RunningClaim>,
+}
+
+impl Running {
+    /// Begins an attempt.
+    pub fn begin(&self, claim: RunningClaim) -> (Ticket, Outlet) {
+        let (result, outlet) = watch::channel(None);
+        let claim = Arc::new(claim);
+        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), result });
+        (Ticket { running: self.clone(), claim }, outlet)
     }
 
-    /// How many deliveries run.
-    pub fn running(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// Where the result of an attempt will appear, if it runs here.
+    pub fn outlet(&self, key: DeliveryKey, number: u32) -> Option<Outlet> {
+        self.slots().get(&(key, number)).map(|slot| slot.result.subscribe())
+    }
+
+    /// What runs.
+    pub fn claims(&self) -> Vec<Arc<RunningClaim>> {
+        self.slots().values().map(|slot| Arc::clone(&slot.claim)).collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<(DeliveryKey, u32), Slot>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Ticket {
-    /// Ends the delivery and tells everybody who waits; says whether anybody did.
+    /// What was claimed.
+    pub fn claim(&self) -> &Arc<RunningClaim> {
+        &self.claim
+    }
+
+    /// Tells those who wait now; whoever comes later waits for the end.
+    pub fn hand_out(&self, delivery: Delivery) {
+        let (later, _) = watch::channel(None);
+        if let Some(slot) = self.running.slots().get_mut(&(self.claim.key, self.claim.number)) {
+            std::mem::replace(&mut slot.result, later).send_replace(Some(delivery));
+        }
+    }
+
+    /// Ends the attempt and tells everybody who waits; says whether anybody did.
     pub fn finish(self, delivery: Delivery) -> bool {
-        // One receiver belongs to the list of running deliveries. Counted before the others hear:
-        // afterwards they may be gone, answered.
-        let anybody = self.result.receiver_count() > 1;
-        self.result.send_replace(Some(delivery));
+        self.end(delivery)
+    }
+
+    fn end(&self, delivery: Delivery) -> bool {
+        let Some(slot) = self.running.slots().remove(&(self.claim.key, self.claim.number)) else { return false };
+        // Counted before they hear: afterwards they may be gone, answered.
+        let anybody = slot.result.receiver_count() > 0;
+        slot.result.send_replace(Some(delivery));
         anybody
     }
 }
 
-/// A delivery that ends without a result ended in a panic; those who wait must hear of it.
+/// Whoever waits must hear of an attempt that ended in a bug, too.
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        self.result.send_if_modified(|result| {
-            let unfinished = result.is_none();
-            if unfinished {
-                *result = Some(Delivery::unconfirmed(Rejection::Internal));
-            }
-            unfinished
-        });
+        self.end(Delivery::unconfirmed(Rejection::Internal));
     }
 }

@@ -1,39 +1,107 @@
-//! Seventh stop: is this order running already? The named seam of the delivery journal.
+//! Seventh stop and eleventh: claim the delivery in the journal, and record how it ended.
 //!
-//! The first copy of an order gets a ticket and is delivered in a task of its own: whoever
-//! hangs up or runs into a deadline, the call to the backend goes on and its result reaches
-//! those who wait. Later copies join it and never start another attempt.
+//! The first copy of an order claims it, and its attempt runs in a task of its own: whoever
+//! hangs up or runs into a deadline, the call to the backend goes on and its result is recorded.
+//! Later copies wait for it, here or from another process, and never start another attempt.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::{Delivery, Outcome};
-use crate::journal::key::{DeliveryKey, Fingerprint};
-use crate::journal::running::{Claim, Claims, Outlet};
+use crate::dialect::Dialect;
+use crate::dialect::reply::{ReplyContract, Violation};
+use crate::journal::entry::{Ask, Entry, Reason, State};
+use crate::journal::key::DeliveryKey;
+use crate::journal::machine::{Decision, Finished, INSTANCE_REUSED};
+use crate::journal::outcome::{self, Joined};
+use crate::journal::running::{Outlet, Running, RunningClaim, Ticket};
+use crate::journal::store::Unavailable;
+use crate::journal::{Journal, Outgoing, Receipt};
+use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 
-/// Running deliveries and the tasks that run them.
-#[derive(Clone, Default)]
+/// The deliveries of this process: their claims, and the tasks that run them.
+#[derive(Clone)]
 pub struct Deliveries {
-    claims: Claims,
+    journal: Arc<Journal>,
+    metrics: Arc<Metrics>,
+    running: Running,
     tasks: TaskTracker,
 }
 
+/// One copy of an order: what it asks for, and until when it waits.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What is to be delivered.
+    pub ask: Arc<Ask>,
+    /// The app's dialect.
+    pub dialect: Arc<Dialect>,
+    /// Position of the action in the dialect.
+    pub action: usize,
+    /// When the platform is answered at the latest.
+    pub deadline: Instant,
+}
+
+impl Order {
+    fn contract(&self) -> &ReplyContract {
+        &self.dialect.actions[self.action].reply
+    }
+}
+
+/// What an attempt needs to know of its claim.
+#[derive(Clone, Debug)]
+pub struct Go {
+    /// The attempt's number, from 1.
+    pub number: u32,
+    /// The delivery's `Idempotency-Key`.
+    pub idempotency_key: String,
+}
+
+/// How long the end of the process waits until what still runs is recorded as unconfirmed.
+const ABANDON_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long to wait before an end that could not be recorded is tried again: at first, at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the task that claims tells the caller.
+enum Told {
+    /// The caller's own attempt runs.
+    Mine(Outlet, (DeliveryKey, u32)),
+    /// Somebody else's does.
+    Join(Box<Entry>),
+    /// No attempt: this is the answer.
+    Answer(Delivery),
+}
+
 impl Deliveries {
-    /// Runs `attempt` if this is the first copy of its order, else waits for the one that runs,
-    /// until `deadline`. `unheard` learns of a delivery that ended when nobody waited any more.
+    /// Deliveries that are recorded in `journal`.
+    pub fn new(journal: Arc<Journal>, metrics: Arc<Metrics>) -> Self {
+        Self { journal, metrics, running: Running::default(), tasks: TaskTracker::new() }
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Claims a delivery and runs `attempt` if it is this copy's to run; else replays what is
+    /// recorded, or waits for the attempt that runs, until `deadline`. `unheard` learns of an
+    /// attempt that ended when nobody waited any more.
     ///
     /// # Errors
-    /// `order_conflict` for a running delivery with other content, `shutting_down` when nobody
-    /// would wait for this one's end.
+    /// `order_conflict`, `journal_unavailable`, and `shutting_down` when nobody would wait for
+    /// this one's end.
     pub async fn once<F>(
         &self,
-        key: DeliveryKey,
-        fingerprint: Fingerprint,
-        deadline: Instant,
-        attempt: impl FnOnce() -> F,
+        order: Order,
+        attempt: impl FnOnce(Go) -> F + Send + 'static,
         unheard: impl FnOnce(&Delivery) + Send + 'static,
     ) -> Result<Delivery, Rejection>
     where
@@ -42,24 +110,235 @@ impl Deliveries {
         if self.tasks.is_closed() {
             return Err(Rejection::ShuttingDown);
         }
-        match self.claims.claim(key, fingerprint) {
-            Claim::Conflict => Err(Rejection::OrderConflict),
-            Claim::First(ticket, outlet) => {
-                let attempt = attempt();
-                self.tasks.spawn(async move {
-                    let delivery = attempt.await;
-                    if !ticket.finish(delivery.clone()) {
-                        unheard(&delivery);
-                    }
-                });
-                Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery::unconfirmed(Rejection::BackendTimeout)))
+        let deadline = order.deadline;
+        let (tell, told) = oneshot::channel();
+        // A claim that is made must be followed through, so not even the asking may be dropped.
+        self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard));
+        match timeout_at(deadline, told).await {
+            Ok(Ok(Told::Mine(outlet, id))) => Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery {
+                recorded: Some(id),
+                ..Delivery::unconfirmed(Rejection::BackendTimeout)
+            })),
+            Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
+            Ok(Ok(Told::Join(entry))) => {
+                let delivery = self.join(&entry, &order).await;
+                self.count(&order.ask, "joined");
+                Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
             }
-            Claim::Joined(outlet) => {
-                let joined = wait(outlet, deadline).await;
-                let delivery = joined.unwrap_or_else(|| Delivery::unconfirmed(Rejection::DeliveryInProgress));
-                Ok(Delivery { outcome: Outcome::Joined, ..delivery })
+            Ok(Err(_)) => Err(Rejection::Internal),
+            Err(_) => Err(unavailable(&Unavailable::new("the claim took longer than answer_within"))),
+        }
+    }
+
+    /// Asks the journal, and does what it says.
+    async fn claim<F>(
+        self,
+        order: Order,
+        attempt: impl FnOnce(Go) -> F,
+        tell: oneshot::Sender<Told>,
+        unheard: impl FnOnce(&Delivery),
+    ) where
+        F: Future<Output = Delivery>,
+    {
+        let ask = &order.ask;
+        let told = match self.journal.claim(Arc::clone(ask)).await {
+            Err(cause) => Told::Answer(Delivery::rejected(unavailable(&cause))),
+            Ok(claimed) => match claimed.decision {
+                Decision::Forward => {
+                    return self.run(claimed.entry, order, attempt, tell, unheard).await;
+                }
+                Decision::Join => Told::Join(Box::new(claimed.entry)),
+                Decision::Replay => {
+                    self.count(ask, "replayed");
+                    Told::Answer(self.replay(&claimed.entry, order.contract(), Outcome::Replayed).await)
+                }
+                Decision::Conflict => {
+                    self.count(ask, "conflict");
+                    Told::Answer(recorded(&claimed.entry, Delivery::rejected(Rejection::OrderConflict)))
+                }
+                Decision::Hold => {
+                    self.count(ask, "held");
+                    Told::Answer(recorded(&claimed.entry, Delivery::unconfirmed(Rejection::DeliveryHeld)))
+                }
+                Decision::Refuse => {
+                    self.count(ask, "refused");
+                    Told::Answer(recorded(&claimed.entry, refusal(&claimed.entry)))
+                }
+            },
+        };
+        // A caller that is gone needs no answer.
+        let _ = tell.send(told);
+    }
+
+    /// Runs an attempt that was claimed, and records how it ended.
+    async fn run<F>(
+        self,
+        entry: Entry,
+        order: Order,
+        attempt: impl FnOnce(Go) -> F,
+        tell: oneshot::Sender<Told>,
+        unheard: impl FnOnce(&Delivery),
+    ) where
+        F: Future<Output = Delivery>,
+    {
+        let go = Go { number: entry.latest.number, idempotency_key: entry.key.idempotency_key() };
+        let (ticket, outlet) = self.running.begin(RunningClaim {
+            ask: Arc::clone(&order.ask),
+            key: entry.key,
+            cycle: entry.cycle,
+            number: entry.latest.number,
+            began_at: entry.latest.began_at,
+        });
+        let _ = tell.send(Told::Mine(outlet, (entry.key, go.number)));
+        // A bug in the attempt must not leave a claim behind that nobody ends.
+        let attempt = std::panic::AssertUnwindSafe(attempt(go)).catch_unwind();
+        let delivery = attempt.await.unwrap_or_else(|_| Delivery::unconfirmed(Rejection::Internal));
+        let delivery = recorded(&entry, delivery);
+        let is_late = Instant::now() >= order.deadline;
+        let delivery = self.record(&ticket, delivery, order.contract()).await;
+        self.count(&order.ask, delivery.outcome.as_str());
+        if is_late && delivery.outcome == Outcome::Delivered {
+            self.count(&order.ask, "late");
+        }
+        if !ticket.finish(delivery.clone()) {
+            unheard(&delivery);
+        }
+    }
+
+    /// Records how an attempt ended, however long that takes, and says what it comes to.
+    ///
+    /// Those who wait are told at once when it cannot be recorded: 503 instead of a success that
+    /// might be forgotten, anything else as it is.
+    async fn record(&self, ticket: &Ticket, delivery: Delivery, contract: &ReplyContract) -> Delivery {
+        let end = outgoing(&delivery);
+        let mut told = false;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.journal.finish(ticket.claim(), &end).await {
+                Ok((finished, entry)) => return self.finished(finished, &entry, delivery, contract).await,
+                Err(cause) => {
+                    if !told {
+                        told = true;
+                        ticket.hand_out(match end {
+                            Outgoing::Confirmed { .. } => {
+                                tracing::error!(
+                                    app = ticket.claim().ask.app,
+                                    order_id = ticket.claim().ask.order_id,
+                                    %cause,
+                                    "a confirmation cannot be recorded: it is kept in memory until it can"
+                                );
+                                Delivery::unconfirmed(unavailable(&cause))
+                            }
+                            _ => delivery.clone(),
+                        });
+                    }
+                    // The journal may be well and just this record not: that must not spin.
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.journal.health().wellness().await;
+                }
             }
         }
+    }
+
+    /// What a recorded end means for those who wait.
+    async fn finished(
+        &self,
+        finished: Finished,
+        entry: &Entry,
+        delivery: Delivery,
+        contract: &ReplyContract,
+    ) -> Delivery {
+        match finished {
+            Finished::Recorded if delivery.outcome == Outcome::Delivered => {
+                Delivery { receipt: self.receipt(entry), ..delivery }
+            }
+            Finished::Recorded => delivery,
+            Finished::InstanceReused => {
+                let detail = "the instance id belongs to another order of this app";
+                let violation = Violation::new(INSTANCE_REUSED, detail);
+                Delivery {
+                    backend_time: delivery.backend_time,
+                    recorded: delivery.recorded,
+                    ..Delivery::unconfirmed(Rejection::BackendContract(violation))
+                }
+            }
+            Finished::AlreadyDone | Finished::Duplicate => {
+                if finished == Finished::Duplicate {
+                    self.metrics.duplicate_confirmations.with_label_values(&[&entry.app]).inc();
+                    tracing::error!(
+                        app = entry.app,
+                        order_id = entry.order_id,
+                        recorded = entry.confirmation.as_ref().and_then(|known| known.instance_id.as_deref()),
+                        named = delivery.instance_id,
+                        "duplicate_confirmed: a second attempt was confirmed with another instance; the first stays, \
+                         and the backend may have made two"
+                    );
+                }
+                let backend_time = delivery.backend_time;
+                Delivery { backend_time, ..self.replay(entry, contract, Outcome::Replayed).await }
+            }
+        }
+    }
+
+    /// Waits for an attempt that somebody else made.
+    async fn join(&self, entry: &Entry, order: &Order) -> Delivery {
+        let in_progress = || Delivery::unconfirmed(Rejection::DeliveryInProgress);
+        let (key, number) = (entry.key, entry.latest.number);
+        let (contract, deadline) = (order.contract(), order.deadline);
+        loop {
+            if let Some(outlet) = self.running.outlet(key, number) {
+                return wait(outlet, deadline).await.unwrap_or_else(in_progress);
+            }
+            match self.journal.look(key).await {
+                Err(cause) => return Delivery::unconfirmed(unavailable(&cause)),
+                // Gone: it was removed, or the store has lost its last moments.
+                Ok(None) => return in_progress(),
+                Ok(Some(entry)) => match outcome::joined(&entry, number) {
+                    Joined::Confirmed => return self.replay(&entry, contract, Outcome::Joined).await,
+                    Joined::Refused => return self.reply_of(&entry, contract, Outcome::Joined).await,
+                    Joined::Ended(delivery) => return delivery,
+                    Joined::Running => {}
+                },
+            }
+            if timeout_at(deadline, self.journal.changed(key)).await.is_err() {
+                return in_progress();
+            }
+        }
+    }
+
+    /// The recorded confirmation, as an answer.
+    async fn replay(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
+        let delivery = recorded(entry, self.reply_of(entry, contract, outcome).await);
+        if delivery.answer.is_err() { delivery } else { Delivery { receipt: self.receipt(entry), ..delivery } }
+    }
+
+    async fn reply_of(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
+        let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.clone());
+        let Some(sealed) = &entry.reply else {
+            // Retention has removed the reply; that it succeeded, and with which instance, stays.
+            let minimal = contract.minimal(instance_id.as_deref());
+            return Delivery::answered(outcome, minimal.into(), instance_id);
+        };
+        match self.journal.open_reply(entry, sealed).await {
+            Ok(Some(reply)) => Delivery::answered(outcome, reply, instance_id),
+            // Never forwarded again: it is done. Only its words are lost.
+            Ok(None) => Delivery::unconfirmed(Rejection::JournalUnavailable {
+                cause: "no configured key opens the recorded reply; put the old key back with state = \"retired\", or \
+                        give the reply anew with `spigate journal resolve`"
+                    .into(),
+            }),
+            Err(cause) => Delivery::unconfirmed(unavailable(&cause)),
+        }
+    }
+
+    fn receipt(&self, entry: &Entry) -> Option<Receipt> {
+        let is_new = entry.state == State::Done && entry.answered_at.is_none();
+        is_new.then(|| Receipt::new(Arc::clone(&self.journal), entry.key))
+    }
+
+    fn count(&self, ask: &Ask, outcome: &str) {
+        self.metrics.deliveries.with_label_values(&[&ask.app, &ask.action, outcome]).inc();
     }
 
     /// Waits until no delivery runs any more. Call it when no request can begin one.
@@ -68,10 +347,52 @@ impl Deliveries {
         self.tasks.wait().await;
     }
 
-    /// How many deliveries run.
-    pub fn running(&self) -> usize {
-        self.claims.running()
+    /// Records what still runs as unconfirmed, because the process ends now.
+    pub async fn abandon(&self) {
+        let claims = self.running.claims();
+        let recorded = async {
+            for claim in &claims {
+                tracing::warn!(
+                    app = claim.ask.app,
+                    action = claim.ask.action,
+                    order_id = claim.ask.order_id,
+                    instance_id = claim.ask.instance_id,
+                    attempt = claim.number,
+                    "a delivery still runs although the process ends: it is unconfirmed now"
+                );
+                let reason = Reason { code: Rejection::ShuttingDown.code().to_owned(), ..Reason::default() };
+                // What cannot be recorded now is found unconfirmed at the next start.
+                let _ = self.journal.finish(claim, &Outgoing::Unconfirmed(reason)).await;
+            }
+        };
+        let _ = tokio::time::timeout(ABANDON_WITHIN, recorded).await;
     }
+}
+
+fn outgoing(delivery: &Delivery) -> Outgoing {
+    let reason = |rejection: &Rejection| outcome::reason(rejection);
+    match (&delivery.answer, delivery.outcome) {
+        (Ok(reply), Outcome::Refused) => Outgoing::Refused { reply: reply.clone() },
+        (Ok(reply), _) => Outgoing::Confirmed { instance_id: delivery.instance_id.clone(), reply: reply.clone() },
+        (Err(rejection), Outcome::Failed) => Outgoing::Failed(reason(rejection)),
+        (Err(rejection), _) => Outgoing::Unconfirmed(reason(rejection)),
+    }
+}
+
+/// With the entry that it belongs to.
+fn recorded(entry: &Entry, delivery: Delivery) -> Delivery {
+    Delivery { recorded: Some((entry.key, entry.latest.number)), ..delivery }
+}
+
+/// The operator's no, in the protocol's words.
+fn refusal(entry: &Entry) -> Delivery {
+    let message = entry.decision.as_ref().and_then(|decision| decision.message.as_deref());
+    let body = serde_json::json!({ "success": false, "message": message.unwrap_or("the order failed") });
+    Delivery::answered(Outcome::Refused, body.to_string().into(), None)
+}
+
+fn unavailable(cause: &Unavailable) -> Rejection {
+    Rejection::JournalUnavailable { cause: Arc::clone(&cause.0) }
 }
 
 async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
@@ -81,141 +402,4 @@ async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use tokio::sync::Notify;
-
-    use super::*;
-    use crate::dialect::builtin;
-    use crate::dialect::mac::TagEncoding;
-    use crate::dialect::request::Strictness;
-    use crate::query::Params;
-
-    fn order(spec: &str) -> (DeliveryKey, Fingerprint) {
-        let dialect = &builtin::load().unwrap()[1];
-        let action = dialect.actions.iter().find(|action| action.dedupe == dialect.order).unwrap();
-        let mut pairs = vec![(dialect.action_parameter.clone(), action.name.clone())];
-        for field in &dialect.fields {
-            let value = if field.name == "spec" { spec } else { field.sample.as_deref().unwrap() };
-            pairs.push((field.name.clone(), value.to_owned()));
-        }
-        let params = Params::from_pairs(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        let request = dialect.check_request(params, None, Strictness::Strict).unwrap();
-        let tag = TagEncoding::Hex.decode("00").unwrap();
-        (DeliveryKey::of("crm", dialect, &request, &tag), Fingerprint::of(dialect, &request))
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    #[tokio::test]
-    async fn copies_join_the_first_and_share_its_result() {
-        let deliveries = Deliveries::default();
-        let (gate, calls) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
-        let (key, print) = order("a");
-        let copy = || {
-            let (deliveries, gate, calls) = (deliveries.clone(), Arc::clone(&gate), Arc::clone(&calls));
-            tokio::spawn(async move {
-                let attempt = || async move {
-                    calls.fetch_add(1, Ordering::SeqCst);
-                    gate.notified().await;
-                    Delivery::answered(Outcome::Delivered, Bytes::from_static(b"{}"), None)
-                };
-                deliveries.once(key, print, soon(), attempt, |_| {}).await.unwrap()
-            })
-        };
-        let copies: Vec<_> = (0..50).map(|_| copy()).collect();
-        while calls.load(Ordering::SeqCst) == 0 || deliveries.running() == 0 {
-            tokio::task::yield_now().await;
-        }
-        let (_, other) = order("b");
-        let conflict = deliveries.once(key, other, soon(), || async { unreachable!("must not run") }, |_| {}).await;
-        assert!(matches!(conflict, Err(Rejection::OrderConflict)));
-        gate.notify_one();
-        let mut outcomes = Vec::new();
-        for copy in copies {
-            let delivery = copy.await.unwrap();
-            assert_eq!(delivery.answer.unwrap(), "{}");
-            outcomes.push(delivery.outcome);
-        }
-        assert_eq!(calls.load(Ordering::SeqCst), 1);
-        assert_eq!(outcomes.iter().filter(|&&outcome| outcome == Outcome::Delivered).count(), 1);
-        assert_eq!(deliveries.running(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn deadlines_answer_the_caller_and_leave_the_delivery_running() {
-        let deliveries = Deliveries::default();
-        let (key, print) = order("a");
-        let attempt = || async {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            Delivery::answered(Outcome::Delivered, Bytes::from_static(b"late"), None)
-        };
-        let first =
-            deliveries.once(key, print, Instant::now() + Duration::from_secs(13), attempt, |_| {}).await.unwrap();
-        assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
-        let unused = || async { unreachable!("must not run") };
-        let second =
-            deliveries.once(key, print, Instant::now() + Duration::from_secs(1), unused, |_| {}).await.unwrap();
-        assert!(matches!(second.answer, Err(Rejection::DeliveryInProgress)));
-        let third =
-            deliveries.once(key, print, Instant::now() + Duration::from_secs(60), unused, |_| {}).await.unwrap();
-        assert_eq!(third.answer.unwrap(), "late");
-        deliveries.drained().await;
-        assert_eq!(deliveries.running(), 0);
-        let refused = deliveries.once(key, print, soon(), unused, |_| {}).await;
-        assert!(matches!(refused, Err(Rejection::ShuttingDown)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delivery_that_nobody_waits_for_any_more_is_told_of() {
-        let deliveries = Deliveries::default();
-        let (key, print) = order("a");
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let attempt = || async {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            Delivery::answered(Outcome::Delivered, Bytes::from_static(b"late"), None)
-        };
-        let unheard = |delivery: &Delivery| tell.send(delivery.outcome).unwrap();
-        let soon = Instant::now() + Duration::from_secs(13);
-        let first = deliveries.once(key, print, soon, attempt, unheard).await.unwrap();
-        assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
-        assert_eq!(told.await, Ok(Outcome::Delivered));
-    }
-
-    /// The one who waits may be gone again, answered, before the delivery's task goes on.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_delivery_that_somebody_waits_for_is_never_called_unheard() {
-        let deliveries = Deliveries::default();
-        let (key, print) = order("a");
-        let unheard = Arc::new(AtomicUsize::new(0));
-        for _ in 0..5_000 {
-            let attempt = || async {
-                tokio::task::yield_now().await;
-                Delivery::answered(Outcome::Delivered, Bytes::new(), None)
-            };
-            let count = Arc::clone(&unheard);
-            let tell = move |_: &Delivery| {
-                count.fetch_add(1, Ordering::SeqCst);
-            };
-            deliveries.once(key, print, soon(), attempt, tell).await.unwrap();
-        }
-        deliveries.drained().await;
-        assert_eq!(unheard.load(Ordering::SeqCst), 0);
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_the_delivery_for_everybody() {
-        let deliveries = Deliveries::default();
-        let (key, print) = order("a");
-        let attempt = || async { panic!("a bug") };
-        let delivery = deliveries.once(key, print, soon(), attempt, |_| {}).await.unwrap();
-        assert!(matches!(delivery.answer, Err(Rejection::Internal)));
-        assert_eq!(deliveries.running(), 0);
-    }
-}
+mod tests;
