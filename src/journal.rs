@@ -19,6 +19,8 @@ pub mod key;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod redact;
 pub mod retention;
 pub mod running;
@@ -86,6 +88,8 @@ impl Journal {
     /// What is wrong with it and what to do about it.
     pub async fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Self>, String> {
         let gateway = random_name()?;
+        #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "only a server can be out of reach"))]
+        let mut trouble = None;
         let store: Arc<dyn Store> = match &config.journal.location {
             Location::Memory => Arc::new(MemoryStore::default()),
             Location::Sqlite(path) => {
@@ -100,10 +104,26 @@ impl Journal {
                 }
                 Arc::new(store)
             }
-            Location::Postgres(_) => return Err("not yet".to_owned()),
+            #[cfg(feature = "postgres")]
+            Location::Postgres(url) => {
+                let store = postgres::PostgresStore::new(url, gateway.clone(), config.journal.lease)
+                    .map_err(|error| format!("journal.url: {error}"))?;
+                match store.open().await {
+                    Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("journal.url: {warning}")),
+                    Err(postgres::OpenError::Refused(error)) => return Err(format!("journal.url: {error}")),
+                    // A server that is not there yet is no reason not to start: /readyz tells.
+                    Err(postgres::OpenError::Unreachable(error)) => trouble = Some(Unavailable::new(error)),
+                }
+                Arc::new(store)
+            }
+            #[cfg(not(feature = "postgres"))]
+            Location::Postgres(_) => return Err("this spigate was built without the feature postgres".to_owned()),
         };
         let journal = Self::over(store, gateway, config, metrics);
-        journal.unlock().await;
+        match trouble {
+            Some(trouble) => journal.health.failed(&trouble),
+            None => journal.unlock().await,
+        }
         Ok(journal)
     }
 

@@ -105,7 +105,10 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
     match entry.state {
         State::Running => keep(Decision::Join, entry),
         State::Done => match ask.lifecycle {
-            Lifecycle::Ends { replay_for } if is_older(&entry, replay_for, ask.now) => Step::NextCycle,
+            // Without an instance there is no cycle to raise.
+            Lifecycle::Ends { replay_for } if ask.instance_id.is_some() && is_older(&entry, replay_for, ask.now) => {
+                Step::NextCycle
+            }
             _ => keep(Decision::Replay, entry),
         },
         State::Closed => keep(Decision::Refuse, entry),
@@ -194,6 +197,19 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
     };
 
     let is_latest = entry.latest.number == end.attempt;
+    let recorded = if is_latest { Some(&entry.latest) } else { earlier.as_ref() };
+    if recorded.is_some_and(|attempt| attempt.ended.as_ref() == Some(&ended)) {
+        // Told again, because whoever tells did not hear that it was recorded. What has become of
+        // the delivery since then (the operator's decision, say) stays.
+        let finished = match (entry.state, &end.ending) {
+            (State::Done, _) if outcome == AttemptOutcome::Duplicate => Finished::Duplicate,
+            (State::Done, Ending::Confirmed { reply, .. }) if entry.reply.as_ref() == Some(reply) => Finished::Recorded,
+            (State::Done, _) => Finished::AlreadyDone,
+            _ if reused => Finished::InstanceReused,
+            _ => Finished::Recorded,
+        };
+        return (finished, entry, Change::default());
+    }
     let mut change = Change { entry: true, ..Change::default() };
     if is_latest {
         entry.latest.ended_at = Some(end.now);

@@ -16,6 +16,12 @@ pub fn open_for_visit(config: &JournalConfig) -> Result<Arc<dyn Store>, String> 
                                  looked at from outside; use sqlite: or postgres://"
             .to_owned()),
         Location::Sqlite(path) => Ok(Arc::new(SqliteStore::visit(path)?)),
-        Location::Postgres(_) => Err("this spigate cannot open a journal in PostgreSQL".to_owned()),
+        #[cfg(feature = "postgres")]
+        Location::Postgres(url) => {
+            let store = super::postgres::PostgresStore::new(url, "visitor".to_owned(), config.lease);
+            Ok(Arc::new(store.map_err(|error| format!("journal.url: {error}"))?))
+        }
+        #[cfg(not(feature = "postgres"))]
+        Location::Postgres(_) => Err("this spigate was built without the feature postgres".to_owned()),
     }
 }
