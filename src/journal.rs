@@ -42,7 +42,6 @@ use tokio_util::task::TaskTracker;
 use crate::clock;
 use crate::config::Config;
 use crate::config::journal::{JournalConfig, Location};
-use crate::config::scalar::Secret;
 use crate::metrics::Metrics;
 use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
 use health::Health;
@@ -130,14 +129,9 @@ impl Journal {
 
     /// A journal over a store that is open.
     pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
-        let apps = config.apps.iter().map(|app| {
-            let keys = app.keys.iter().map(|key| key.secret.clone());
-            (app.name.clone(), keys.collect::<Vec<Secret>>())
-        });
-        let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
         Arc::new(Self {
             store,
-            vault,
+            vault: Vault::of(config),
             metrics,
             health: Health::default(),
             gateway,
