@@ -377,6 +377,7 @@ fn first(ask: &Ask, key: DeliveryKey, cycle: u32) -> Entry {
         origin: ask.origin,
         lookalike: ask.lookalike,
         fingerprint: ask.fingerprint,
+        extras: ask.extras,
         app: ask.app.clone(),
         action: ask.action.clone(),
         debug: ask.debug,
