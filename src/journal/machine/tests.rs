@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::journal::entry::Claimant;
-use crate::journal::key::{Fingerprint, Origin};
+use crate::journal::key::{Extras, Fingerprint, Origin};
 
 const REPLAY_FOR: SignedDuration = SignedDuration::from_hours(1);
 
@@ -27,6 +27,7 @@ fn ask(number: i64) -> Ask {
         origin: Origin::from_slice(&[2; 32]).unwrap(),
         lookalike: None,
         fingerprint: Fingerprint::from_slice(&[3; 32]).unwrap(),
+        extras: Extras::from_slice(&[4; 32]).unwrap(),
         app: "crm".into(),
         action: "CreateAppInstance".into(),
         debug: false,
@@ -407,7 +408,8 @@ fn a_new_delivery_is_what_was_asked_for() {
     assert_eq!(change, Change { entry: true, ..Change::default() });
     let entry = claimed.entry;
     assert_eq!((claimed.decision, entry.key, entry.cycle), (Decision::Forward, key(7), 3));
-    assert_eq!((entry.origin, entry.fingerprint, entry.debug), (asked.origin, asked.fingerprint, true));
+    assert_eq!((entry.origin, entry.fingerprint, entry.extras), (asked.origin, asked.fingerprint, asked.extras));
+    assert!(entry.debug);
     assert_eq!((entry.app.as_str(), entry.action.as_str()), ("crm", "CreateAppInstance"));
     assert_eq!((entry.order_id, entry.instance_id, entry.user_id), (asked.order_id, asked.instance_id, asked.user_id));
     assert_eq!((entry.received_at, entry.changed_at, entry.latest.began_at), (at(1), at(1), at(1)));
