@@ -11,6 +11,11 @@
 
 mod bench;
 mod contract;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 mod sample;
 
 mod memory {
