@@ -30,7 +30,7 @@ fn name() -> String {
 
 /// A database of its own on a server.
 pub(crate) struct Postgres {
-    server: &'static Server,
+    server: Arc<Server>,
     database: String,
 }
 
@@ -38,11 +38,11 @@ impl Postgres {
     /// On the server that all tests share.
     #[expect(clippy::unused_async, reason = "as the suite calls it")]
     pub(crate) async fn new() -> Option<Self> {
-        Self::on(Server::shared()?)
+        Some(Self::on(Server::shared()?))
     }
 
-    fn on(server: &'static Server) -> Option<Self> {
-        Some(Self { server, database: server.database() })
+    fn on(server: Arc<Server>) -> Self {
+        Self { database: server.database(), server }
     }
 
     fn store(&self, name: &str) -> PostgresStore {

@@ -9,10 +9,11 @@ use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Who owns and runs it if the tests are run by root, as whom it refuses to run.
 const USER: &str = "postgres";
@@ -32,6 +33,9 @@ const KEEPER: &str = r#"
         rm -rf "$directory"
     fi
 "#;
+
+/// A rule that lets everybody in.
+pub(crate) const EVERYBODY: &str = "host all all 127.0.0.1/32 trust";
 
 /// The directory of its programs.
 pub(crate) fn programs() -> Option<&'static Path> {
@@ -62,9 +66,9 @@ pub(crate) struct Server {
 
 impl Server {
     /// The one that tests share, each with databases of its own. `None` if there is no PostgreSQL.
-    pub(crate) fn shared() -> Option<&'static Self> {
-        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start(&[], "host all all 127.0.0.1/32 trust")).as_ref()
+    pub(crate) fn shared() -> Option<Arc<Self>> {
+        static SHARED: OnceLock<Option<Arc<Server>>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&[], EVERYBODY).map(Arc::new)).clone()
     }
 
     /// Starts one with settings (`name=value`) and rules for who may connect; the user postgres
@@ -152,7 +156,8 @@ impl Server {
             command.args(["-c", setting]);
         }
         command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
-        *keeper = Some(command.spawn().unwrap());
+        // What interrupts the tests must not interrupt who cleans up after them.
+        *keeper = Some(command.process_group(0).spawn().unwrap());
         drop(keeper);
         for _ in 0..ASKED {
             if self.try_sql("postgres", "SELECT 1").is_ok() {

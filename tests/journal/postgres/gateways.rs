@@ -218,7 +218,10 @@ async fn a_late_confirmation_of_a_lost_attempt_wins_or_is_a_duplicate() {
         let (finished, done) = one.finish(ends[0].end(one.confirmed(&instance(ends[0])))).await;
         assert_eq!((finished, done.state), (Finished::Recorded, State::Done));
         let (finished, still) = other.finish(ends[1].end(other.confirmed(&instance(ends[1])))).await;
-        assert_eq!((finished, &still.confirmation, &still.reply), (Finished::Duplicate, &done.confirmation, &done.reply));
+        assert_eq!(
+            (finished, &still.confirmation, &still.reply),
+            (Finished::Duplicate, &done.confirmation, &done.reply)
+        );
         let record = one.record(first.key()).await;
         let attempts: Vec<_> = record.attempts().map(|attempt| attempt.ended.as_ref().unwrap().outcome).collect();
         assert_eq!(attempts, outcomes);

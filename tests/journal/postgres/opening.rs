@@ -10,7 +10,7 @@ use tokio::sync::Barrier;
 
 use super::{LEASE, Postgres, name};
 use crate::bench::{Bench as _, Gateway};
-use crate::postgres_server::{Server, give};
+use crate::postgres_server::{EVERYBODY, Server, give};
 
 fn store(url: &str) -> PostgresStore {
     PostgresStore::new(&Secret::new(url), name(), LEASE).unwrap()
@@ -113,7 +113,7 @@ async fn settings_against_the_promise_are_told() {
     let warnings = store(&careless).open().await.unwrap();
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].contains("synchronous_commit"), "{warnings:?}");
-    let Some(server) = Server::start(&["fsync=off"], "host all all 127.0.0.1/32 trust") else { return };
+    let Some(server) = Server::start(&["fsync=off"], EVERYBODY) else { return };
     let warnings = store(&server.url("postgres")).open().await.unwrap();
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].contains("fsync"), "{warnings:?}");
@@ -140,7 +140,8 @@ async fn passwords_and_certificates_are_checked() {
     ];
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let server = Server::start(&settings, "hostssl all all 127.0.0.1/32 scram-sha-256").unwrap();
-    server.sql("postgres", "CREATE ROLE spigate LOGIN PASSWORD 'ge:h@im'; CREATE DATABASE journal OWNER spigate");
+    server.sql("postgres", "CREATE ROLE spigate LOGIN PASSWORD 'ge:h@im'");
+    server.sql("postgres", "CREATE DATABASE journal OWNER spigate");
     let url = |password: &str, options: &str| {
         format!("postgres://spigate{password}@localhost:{}/journal?hostaddr=127.0.0.1&{options}", server.port())
     };
