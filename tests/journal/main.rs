@@ -12,6 +12,11 @@
 mod bench;
 mod contract;
 mod model;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 mod sample;
 
 mod memory {

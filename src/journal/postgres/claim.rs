@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
-use super::database::STATEMENT;
+use super::database::{SETTLE, STATEMENT};
 use super::failure::Failure;
 use super::rows::{self, Stored, get};
 use super::statement::{Statement, text};
@@ -38,16 +38,17 @@ struct Seen {
 
 /// Claims a delivery.
 pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claimed, Unavailable> {
-    let mut deadline = Instant::now() + STATEMENT;
+    let began = Instant::now();
+    let mut deadline = began + STATEMENT;
     let mut doubtful: Option<Doubtful> = None;
     while Instant::now() < deadline {
         let cycle = cycle(shared, ask, deadline).await?;
         let key = ask.base.in_cycle(cycle);
         let seen = see(shared, ask, &key, deadline).await?;
-        if let Some(doubt) = doubtful.take_if(|doubt| doubt.is_settled_by(seen.known.as_ref())) {
-            if let Some(entry) = doubt.forget(seen.known.as_ref()) {
-                return Ok(Claimed { decision: Decision::Forward, entry });
-            }
+        if let Some(doubt) = doubtful.take_if(|doubt| doubt.is_settled_by(seen.known.as_ref()))
+            && let Some(entry) = doubt.forget(seen.known.as_ref())
+        {
+            return Ok(Claimed { decision: Decision::Forward, entry });
         }
         if !seen.leased {
             shared.keep_lease(deadline).await?;
@@ -70,7 +71,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
                 }
             };
         if !change.entry {
-            if claimed.decision == Decision::Join && !awaited && !wait_for(shared, row, version, deadline).await? {
+            if claimed.decision == Decision::Join && !awaited && !wait_for(shared, row, version, deadline).await {
                 continue;
             }
             return Ok(claimed);
@@ -96,7 +97,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
             }
             Err(Failure::Unknown(_)) => {
                 doubtful = written.map(Doubtful::in_doubt);
-                deadline = Instant::now() + STATEMENT;
+                deadline = began + SETTLE;
             }
         }
     }
@@ -150,15 +151,11 @@ pub(super) fn push_lapsed(sql: &mut Statement, gateway: &str) {
 }
 
 /// Asks to be notified of the end of the attempt that runs; `false` if it has ended.
-async fn wait_for(shared: &Shared, row: Option<i64>, version: i64, deadline: Instant) -> Result<bool, Failure> {
+async fn wait_for(shared: &Shared, row: Option<i64>, version: i64, deadline: Instant) -> bool {
     let mut sql = Statement::new("UPDATE spigate_deliveries SET awaited = true WHERE id = ");
     sql.bind(row).push(" AND version = ").bind(version).push(" RETURNING id");
-    match shared.database.run(sql, deadline).await {
-        Ok(rows) => Ok(!rows.is_empty()),
-        // It may be set and it may not; nothing depends on it.
-        Err(Failure::Race(_) | Failure::Unknown(_)) => Ok(true),
-        Err(failure) => Err(failure),
-    }
+    // Nothing depends on it: a copy can wait although nothing can be written.
+    !shared.database.run(sql, deadline).await.is_ok_and(|rows| rows.is_empty())
 }
 
 /// A claim that is being written, or of which nobody knows whether it was.

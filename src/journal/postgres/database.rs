@@ -21,6 +21,9 @@ use super::target::{CONNECT, Target};
 
 /// How long the result of a statement is waited for.
 pub(super) const STATEMENT: Duration = Duration::from_secs(2);
+/// How long an operation may take in which one statement had no result, so that another one had
+/// to look what became of it.
+pub(super) const SETTLE: Duration = Duration::from_secs(4);
 /// After this time without a result a connection is given up.
 const STUCK: Duration = Duration::from_secs(10);
 /// Each holds one statement at a time, which takes a millisecond or two.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::claim::push_lapsed;
-use super::database::STATEMENT;
+use super::database::{SETTLE, STATEMENT};
 use super::failure::Failure;
 use super::rows::{self, Stored, get};
 use super::statement::Statement;
@@ -28,7 +28,8 @@ struct Seen {
 /// Records the end of an attempt. Telling it again changes nothing, so that a connection that
 /// breaks is a reason to look again.
 pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished, Entry), Unavailable> {
-    let mut deadline = Instant::now() + STATEMENT;
+    let began = Instant::now();
+    let mut deadline = began + STATEMENT;
     let mut raced = false;
     while Instant::now() < deadline {
         let claimed = match &end.ending {
@@ -60,7 +61,7 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
             Ok(true) => return Ok((finished, entry)),
             Ok(false) => {}
             Err(Failure::Race(_)) => raced = true,
-            Err(Failure::Unknown(_)) => deadline = Instant::now() + STATEMENT,
+            Err(Failure::Unknown(_)) => deadline = began + SETTLE,
             Err(failure) => return Err(failure.into()),
         }
     }
@@ -73,7 +74,8 @@ pub(super) async fn resolve(
     key: &DeliveryKey,
     resolution: &Resolution,
 ) -> Result<Option<Resolved>, Unavailable> {
-    let mut deadline = Instant::now() + STATEMENT;
+    let began = Instant::now();
+    let mut deadline = began + STATEMENT;
     let mut in_doubt: Option<Entry> = None;
     while Instant::now() < deadline {
         let Some(known) = shared.stored_at(key, deadline).await? else { return Ok(None) };
@@ -96,7 +98,7 @@ pub(super) async fn resolve(
             Ok(false) | Err(Failure::Race(_)) => {}
             Err(Failure::Unknown(_)) => {
                 in_doubt = Some(entry);
-                deadline = Instant::now() + STATEMENT;
+                deadline = began + SETTLE;
             }
             Err(failure) => return Err(failure.into()),
         }
