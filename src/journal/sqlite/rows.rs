@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params};
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
 };
-use crate::journal::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
 /// The columns of an entry, in the order of [`entry_of`].
 macro_rules! entry_columns {
@@ -15,7 +15,7 @@ macro_rules! entry_columns {
         "id, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance, \
          key, origin, lookalike, fingerprint, app, action, debug, cycle, order_id, instance_id, user_id, received_at, \
          changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, answered_at, decision, decided_at, \
-         message"
+         message, extras"
     };
 }
 
@@ -122,6 +122,7 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
         ":origin": entry.origin.as_bytes(),
         ":lookalike": entry.lookalike.as_ref().map(Lookalike::as_bytes),
         ":fingerprint": entry.fingerprint.as_bytes(),
+        ":extras": entry.extras.as_bytes(),
         ":app": entry.app,
         ":action": entry.action,
         ":debug": entry.debug,
@@ -133,11 +134,11 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
     };
     let sql = "INSERT INTO deliveries (number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, \
                detail, named_instance, changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, \
-               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, app, action, debug, \
+               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, extras, app, action, debug, \
                cycle, order_id, instance_id, user_id, received_at) VALUES (:number, :gateway, :claim, :request_id, \
                :began_at, :ended_at, :outcome, :code, :rule, :detail, :named_instance, :changed_at, :state, :doubt, \
                :confirmed_at, :made_instance, :data_key, :reply, :answered_at, :decision, :decided_at, :message, \
-               :key, :origin, :lookalike, :fingerprint, :app, :action, :debug, :cycle, :order_id, :instance_id, \
+               :key, :origin, :lookalike, :fingerprint, :extras, :app, :action, :debug, :cycle, :order_id, :instance_id, \
                :user_id, :received_at)";
     connection.prepare_cached(sql)?.execute(&*[changing, fixed].concat())?;
     Ok(connection.last_insert_rowid())
@@ -220,6 +221,7 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
         origin: hash(13)?.and_then(|bytes| Origin::from_slice(&bytes)).ok_or_else(|| unknown(13))?,
         lookalike: hash(14)?.and_then(|bytes| Lookalike::from_slice(&bytes)),
         fingerprint: hash(15)?.and_then(|bytes| Fingerprint::from_slice(&bytes)).ok_or_else(|| unknown(15))?,
+        extras: hash(35)?.and_then(|bytes| Extras::from_slice(&bytes)).ok_or_else(|| unknown(35))?,
         app: row.get(16)?,
         action: row.get(17)?,
         debug: row.get(18)?,
