@@ -296,7 +296,7 @@ async fn copies_that_join_are_told_of_a_failure_and_start_no_call_of_their_own()
         let order = create();
         let copies: Vec<_> = (0..8).map(|number| gateway.send(&order.clone().seconds_from_now(-number % 4))).collect();
         gateway.wait_for_claims(8).await;
-        assert_eq!(backend.count(), 1);
+        backend.wait_for(1).await;
         gate.open();
         for copy in copies {
             copy.await.unwrap().assert_rejected(502, "backend_error");
@@ -390,7 +390,7 @@ async fn the_journal_can_be_seen_to_work() {
     for journal in JOURNALS {
         let backend = Backend::in_turn([]).await;
         let gateway = Setup::new(&backend).journal(journal).start().await;
-        let ready = client::one_reply(gateway.admin, get("/readyz", "")).await;
+        let ready = gateway.readyz().await;
         assert_eq!((ready.status, ready.text().as_str()), (200, "ok\n"));
         let order = create();
         gateway.order(&order).await.assert_is(CREATED);

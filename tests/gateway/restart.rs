@@ -1,11 +1,11 @@
 //! What was recorded outlives the process, whether it ended by itself or not, and the keys of the
 //! app with which it was recorded.
 
-use crate::support::Directory;
 use crate::support::backend::{Backend, CREATED, Gate, Step, created, json, reply};
-use crate::support::client::get;
-use crate::support::gateway::{Gateway, Setup, UNANSWERED, UNCONFIRMED};
+use crate::support::client::{get, one_reply};
+use crate::support::gateway::{Setup, UNANSWERED, UNCONFIRMED};
 use crate::support::order::{KEY, action, create};
+use crate::support::{Directory, within_deadline};
 
 const CREATE: &str = "CreateAppInstance";
 const NEXT_KEY: &str = "the-key-after-that-one";
@@ -131,7 +131,7 @@ async fn a_reply_that_no_key_opens_any_more_is_a_503_and_never_delivered_again()
     }
     backend.only_request();
     // It is one reply that is lost, not the journal.
-    assert_eq!(crate::support::client::one_reply(gateway.admin, get("/readyz", "")).await.status, 200);
+    assert_eq!(gateway.readyz().await.status, 200);
     let later = create().key(NEXT_KEY);
     gateway.order(&later).await.assert_is(&created("ins-2"));
     gateway.order(&later).await.assert_is(&created("ins-2"));
@@ -197,12 +197,8 @@ async fn an_end_that_can_wait_answers_and_records_what_runs() {
     let first = gateway.send(&order);
     backend.wait_for(1).await;
     let (admin, stopping) = (gateway.admin, tokio::spawn(gateway.stop()));
-    let is_stopping = async {
-        while crate::support::client::one_reply(admin, get("/readyz", "")).await.status == 200 {
-            tokio::task::yield_now().await;
-        }
-    };
-    crate::support::within_deadline("an end of readiness", is_stopping).await;
+    let is_stopping = async { while one_reply(admin, get("/readyz", "")).await.status == 200 {} };
+    within_deadline("the end of readiness", is_stopping).await;
     gate.open();
     first.await.unwrap().assert_is(CREATED);
     let output = stopping.await.unwrap();
@@ -215,18 +211,14 @@ async fn an_end_that_can_wait_answers_and_records_what_runs() {
 #[tokio::test]
 async fn a_killed_process_leaves_its_running_calls_unconfirmed_and_its_confirmations_recorded() {
     for (hold, count) in [("", 2), ("on_unconfirmed = \"hold\"", 1)] {
-        let directory = Directory::new();
         let backend = Backend::in_turn([json(CREATED), vec![Step::Stall]]).await;
-        let gateway = setup(&backend, &directory).start().await;
+        let mut gateway = Setup::new(&backend).app(hold).start().await;
         let (done, running) = (create(), create());
         gateway.order(&done).await.assert_is(CREATED);
         let lost = gateway.send(&running);
         backend.wait_for(2).await;
-        // SIGKILL.
-        drop(gateway);
+        gateway.restart().await;
         assert!(lost.await.is_err());
-
-        let gateway = setup(&backend, &directory).app(hold).start().await;
         let taken_over = |line: &serde_json::Value| line["level"] == "WARN" && line["deliveries"] == 1;
         gateway.line("what the process before had running", taken_over).await;
         assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
@@ -267,21 +259,9 @@ async fn a_second_process_does_not_serve_from_a_journal_that_is_served_from() {
     let directory = Directory::new();
     let backend = Backend::in_turn([]).await;
     let gateway = setup(&backend, &directory).start().await;
-    let toml = format!(
-        "[journal]\nurl = \"sqlite:./spigate.db\"\n[listen]\naddress = \"127.0.0.1:0\"\n\
-         [admin]\naddress = \"127.0.0.1:0\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\n\
-         dialect = \"qingcloud-appcenter\"\nkeys = [{{ id = \"k\", value = \"s3cr3t\" }}]\n\
-         backend = {{ url = \"{}\" }}\n",
-        backend.url("/")
-    );
-    let config = directory.write("second.toml", &toml);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_spigate"));
-    let command = crate::support::gateway::without_settings(&mut command).args(["serve", "--config"]).arg(config);
-    let output = command.output().unwrap();
-    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("spigate.db") && !text.contains("\"ready\""), "{text}");
+    let second = setup(&backend, &directory).refusal().await;
+    assert_eq!(second.code, 2, "{}", second.text);
+    assert!(second.text.contains("spigate.db"), "{}", second.text);
     // The first one is none the worse for it.
-    let _: &Gateway = &gateway;
     gateway.order(&create()).await.assert_is(CREATED);
 }
