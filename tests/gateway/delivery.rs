@@ -192,6 +192,19 @@ async fn a_failed_purchase_without_an_order_number_is_tried_again_by_equal_conte
 }
 
 #[tokio::test]
+async fn an_answered_purchase_is_never_continued_by_the_next_one() {
+    for journal in JOURNALS {
+        let backend = Backend::in_turn([]).await;
+        let gateway = Setup::new(&backend).journal(journal).app("without_order_id = \"unanswered\"").start().await;
+        let purchase = create().without("order_id");
+        for number in 1..=40 {
+            let next = purchase.clone().seconds_from_now(-5 * number);
+            gateway.order(&next).await.assert_is(&created(&format!("ins-{number}")));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_backend_costs_a_504_and_its_late_answer_is_there_at_once() {
     for journal in JOURNALS {
         let (backend, gate) = gated(json(CREATED)).await;
@@ -216,6 +229,23 @@ async fn a_slow_backend_costs_a_504_and_its_late_answer_is_there_at_once() {
         for (outcome, count) in [("delivered", 1.0), ("late", 1.0), ("replayed", 1.0), ("unconfirmed", 0.0)] {
             assert_eq!(gateway.deliveries(CREATE, outcome).await, count, "{outcome}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_comes_while_a_slow_backend_works_gets_its_answer() {
+    for journal in JOURNALS {
+        let (backend, gate) = gated(json(CREATED)).await;
+        let gateway = Setup::new(&backend).journal(journal).backend(SOON).start().await;
+        let order = create();
+        gateway.order(&order).await.assert_rejected(504, "backend_timeout");
+        let copy = gateway.send(&order);
+        gateway.wait_for_claims(2).await;
+        gate.open();
+        copy.await.unwrap().assert_is(CREATED);
+        gateway.wait_for_deliveries(CREATE, "late", 1).await;
+        gateway.wait_for_metric(UNANSWERED, |unanswered| unanswered == 0.0).await;
+        backend.only_request();
     }
 }
 

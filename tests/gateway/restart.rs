@@ -25,6 +25,12 @@ fn with_keys(setup: Setup, keys: &[&str]) -> Setup {
     })
 }
 
+/// Waits until a gateway says that it is about to end.
+async fn until_stopping(admin: std::net::SocketAddr) {
+    let stopping = async { while one_reply(admin, get("/readyz", "")).await.status == 200 {} };
+    within_deadline("the end of readiness", stopping).await;
+}
+
 #[tokio::test]
 async fn a_recorded_order_is_replayed_byte_for_byte_without_a_call() {
     let body = "{ \"success\":true,\"instanceId\":\"ins-1\", \"n\": 1.50, \"message\":\"开通成功\" }\r\n";
@@ -37,6 +43,8 @@ async fn a_recorded_order_is_replayed_byte_for_byte_without_a_call() {
     gateway.stop().await;
     for _ in 0..2 {
         let gateway = setup(&backend, &directory).start().await;
+        // That they were answered was recorded, too.
+        assert_eq!(gateway.metric(UNANSWERED).await, 0.0);
         gateway.order(&order.clone().seconds_from_now(-1)).await.assert_is(body);
         gateway.order(&action("ExpireAppInstance").with("instance_id", "i")).await.assert_is(body);
         gateway.order(&order.clone().with("user_id", "other")).await.assert_rejected(422, "order_conflict");
@@ -197,10 +205,27 @@ async fn an_end_that_can_wait_answers_and_records_what_runs() {
     let first = gateway.send(&order);
     backend.wait_for(1).await;
     let (admin, stopping) = (gateway.admin, tokio::spawn(gateway.stop()));
-    let is_stopping = async { while one_reply(admin, get("/readyz", "")).await.status == 200 {} };
-    within_deadline("the end of readiness", is_stopping).await;
+    until_stopping(admin).await;
     gate.open();
     first.await.unwrap().assert_is(CREATED);
+    let output = stopping.await.unwrap();
+    assert!(output.contains("\"stopped\"") && !output.contains("still runs"), "{output}");
+    let gateway = setup(&backend, &directory).start().await;
+    gateway.order(&order).await.assert_is(CREATED);
+    backend.only_request();
+}
+
+#[tokio::test]
+async fn an_end_waits_for_a_call_that_no_caller_waits_for() {
+    let directory = Directory::new();
+    let gate = Gate::closed();
+    let backend = Backend::in_turn([[vec![Step::Wait(gate.clone())], json(CREATED)].concat()]).await;
+    let gateway = setup(&backend, &directory).backend("answer_within = \"2s\"\nconnect_timeout = \"2s\"").start().await;
+    let order = create();
+    gateway.order(&order).await.assert_rejected(504, "backend_timeout");
+    let (admin, stopping) = (gateway.admin, tokio::spawn(gateway.stop()));
+    until_stopping(admin).await;
+    gate.open();
     let output = stopping.await.unwrap();
     assert!(output.contains("\"stopped\"") && !output.contains("still runs"), "{output}");
     let gateway = setup(&backend, &directory).start().await;
