@@ -3,7 +3,7 @@
 
 use crate::support::backend::{Backend, Gate, Step, json, reply};
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::order::{Order, action};
+use crate::support::order::{Order, action, market};
 use crate::support::within_deadline;
 
 const JOURNALS: [&str; 2] = ["sqlite:./spigate.db", "memory:"];
@@ -56,6 +56,21 @@ async fn an_end_is_delivered_once_between_two_renewals() {
         }
         assert_eq!(gateway.deliveries(end, "delivered").await, 3.0);
         assert_eq!(gateway.deliveries(end, "replayed").await, 6.0);
+    }
+}
+
+#[tokio::test]
+async fn the_cloud_market_has_cycles_too() {
+    let backend = confirming().await;
+    let gateway = Setup::new(&backend).dialect("qingcloud-market").start().await;
+    for round in 1..=2 {
+        for name in ["ExpireInstance", "DeleteInstance"] {
+            for _ in 0..2 {
+                gateway.order(&market(name).with("instance_id", "i-1")).await.assert_is(DONE);
+            }
+            assert_received(&backend, name, round);
+        }
+        gateway.order(&market("RenewInstance").with("instance_id", "i-1")).await.assert_is(DONE);
     }
 }
 

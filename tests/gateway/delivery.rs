@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::task::JoinSet;
 
-use crate::support::backend::{Backend, CREATED, Gate, Step, created, json, reply};
+use crate::support::backend::{Backend, CREATED, Gate, Seen, Step, created, json, reply};
 use crate::support::client::{self, Connection, get};
 use crate::support::gateway::{Gateway, Setup, UNANSWERED};
 use crate::support::order::{action, create, market};
@@ -42,6 +42,47 @@ async fn a_hundred_identical_orders_are_one_call_and_one_answer() {
         let joined = gateway.deliveries(CREATE, "joined").await;
         assert_eq!(joined + gateway.deliveries(CREATE, "replayed").await, 99.0);
     }
+}
+
+#[tokio::test]
+async fn many_orders_at_once_get_each_its_own_answer() {
+    for journal in JOURNALS {
+        let of_its_order = |seen: &Seen| json(created(seen.json()["order_id"].as_str().unwrap()));
+        let backend = Backend::start(of_its_order).await;
+        let gateway = Setup::new(&backend).journal(journal).start().await;
+        let mut copies = JoinSet::new();
+        for _ in 0..40 {
+            let order = create();
+            for number in 0..3 {
+                let (copy, body) = (order.clone().seconds_from_now(-number), created(order.value("order_id")));
+                let answer = gateway.send(&copy);
+                copies.spawn(async move { answer.await.unwrap().assert_is(&body) });
+            }
+        }
+        copies.join_all().await;
+        assert_eq!(backend.count(), 40);
+        assert_eq!(gateway.deliveries(CREATE, "delivered").await, 40.0);
+    }
+}
+
+#[tokio::test]
+async fn access_lines_name_the_delivery_and_its_attempt_as_the_backend_knows_them() {
+    let (backend, gate) = gated(reply("500 Oops", "", "")).await;
+    let gateway = Gateway::over(&backend).await;
+    let order = create();
+    let (first, joined) = (gateway.send(&order), gateway.send(&order));
+    gateway.wait_for_claims(2).await;
+    gate.open();
+    let mut told = vec![(first.await.unwrap(), 1), (joined.await.unwrap(), 1)];
+    told.push((gateway.order(&order).await, 2));
+    told.push((gateway.order(&order).await, 2));
+    for (reply, attempt) in told {
+        let line = gateway.access_line(&reply).await;
+        let (_, key) = backend.requests()[0].attempt();
+        assert_eq!((&line["delivery"], &line["attempt"]), (&key.into(), &attempt.into()), "{line}");
+    }
+    let refused = gateway.order(&order.with("user_id", "usr-other")).await;
+    refused.assert_rejected(422, "order_conflict");
 }
 
 #[tokio::test]
