@@ -81,8 +81,11 @@ async fn access_lines_name_the_delivery_and_its_attempt_as_the_backend_knows_the
         let (_, key) = backend.requests()[0].attempt();
         assert_eq!((&line["delivery"], &line["attempt"]), (&key.into(), &attempt.into()), "{line}");
     }
-    let refused = gateway.order(&order.with("user_id", "usr-other")).await;
-    refused.assert_rejected(422, "order_conflict");
+    // A copy that is refused, too: what it is a copy of can be looked up.
+    let conflict = gateway.order(&order.with("user_id", "usr-other")).await;
+    conflict.assert_rejected(422, "order_conflict");
+    let line = gateway.access_line(&conflict).await;
+    assert_eq!(line["delivery"], backend.requests()[0].attempt().1, "{line}");
 }
 
 #[tokio::test]
@@ -168,7 +171,7 @@ async fn two_purchases_without_an_order_number_are_two_deliveries_and_a_replay_i
             gateway.order(&one).await.assert_is(&created("ins-1"));
             gateway.order(&two).await.assert_is(&created("ins-2"));
         }
-        let keys: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+        let keys = backend.attempts();
         assert_eq!((keys.len(), keys[0].0, keys[1].0), (2, 1, 1));
         assert_ne!(keys[0].1, keys[1].1);
     }
@@ -182,7 +185,7 @@ async fn a_purchase_without_an_order_number_is_only_known_by_its_signature_unles
     gateway.order(&purchase).await.assert_rejected(502, "backend_error");
     gateway.order(&purchase.clone().seconds_from_now(-20)).await.assert_is(&created("ins-2"));
     gateway.order(&purchase).await.assert_is(&created("ins-3"));
-    let attempts: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+    let attempts = backend.attempts();
     assert_eq!(attempts.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 1, 2]);
     assert!(attempts[0].1 == attempts[2].1 && attempts[0].1 != attempts[1].1);
 }
@@ -226,7 +229,7 @@ async fn a_failed_purchase_without_an_order_number_is_tried_again_by_equal_conte
         gateway.order(&purchase).await.assert_rejected(502, "backend_error");
         gateway.order(&purchase.clone().seconds_from_now(-20)).await.assert_rejected(502, "backend_broken_reply");
         gateway.order(&purchase.clone().seconds_from_now(-40)).await.assert_is(&created("ins-3"));
-        let attempts: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+        let attempts = backend.attempts();
         let key = attempts[0].1.clone();
         assert_eq!(attempts, [(1, key.clone()), (2, key.clone()), (3, key)]);
     }
@@ -426,7 +429,7 @@ async fn where_deliver_once_is_off_every_copy_is_forwarded_and_nothing_recorded(
     for order in [&order, &order, &other, &order.clone().with("user_id", "usr-other")] {
         gateway.order(order).await.assert_is(CREATED);
     }
-    let attempts: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+    let attempts = backend.attempts();
     assert_eq!(attempts.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 1, 1, 1]);
     assert_eq!((&attempts[0].1, &attempts[0].1), (&attempts[1].1, &attempts[3].1));
     assert_ne!(attempts[0].1, attempts[2].1);

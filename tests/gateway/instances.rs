@@ -30,7 +30,7 @@ async fn an_instance_of_another_order_breaks_the_contract_and_a_new_one_succeeds
         assert_eq!(gateway.metric(&rule).await, 2.0);
         gateway.order(&order).await.assert_is(&created("ins-4"));
         gateway.order(&order).await.assert_is(&created("ins-4"));
-        let attempts: Vec<_> = backend.requests()[1..].iter().map(|seen| seen.attempt()).collect();
+        let attempts = backend.attempts().split_off(1);
         let key = attempts[0].1.clone();
         assert_eq!(attempts, [(1, key.clone()), (2, key.clone()), (3, key)]);
     }

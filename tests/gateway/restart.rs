@@ -74,7 +74,7 @@ async fn attempts_cycles_and_instances_go_on_where_they_were() {
     let gateway = setup(&backend, &directory).start().await;
     assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
     gateway.order(&order).await.assert_is(&created("ins-7"));
-    let seen: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+    let seen = backend.attempts();
     let numbers: Vec<_> = seen.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, [1, 1, 1, 1, 2, 1, 3]);
     assert_eq!((&seen[1].1, &seen[1].1), (&seen[4].1, &seen[6].1));
@@ -92,7 +92,7 @@ async fn an_idempotency_key_survives_the_loss_of_the_journal() {
         assert_eq!(gateway.order(&expire()).await.status, 200);
         gateway.stop().await;
     }
-    let seen: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+    let seen = backend.attempts();
     assert_eq!(seen[..2], seen[2..]);
     assert_ne!(seen[0], seen[1]);
 }
@@ -189,7 +189,7 @@ async fn an_end_that_cannot_wait_for_a_running_call_leaves_it_unconfirmed_and_sa
     let gateway = setup(&backend, &directory).start().await;
     assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
     gateway.order(&order).await.assert_is(&created("ins-2"));
-    let attempts: Vec<_> = backend.requests().iter().map(|seen| seen.attempt()).collect();
+    let attempts = backend.attempts();
     assert_eq!(attempts, [(1, attempts[0].1.clone()), (2, attempts[0].1.clone())]);
     assert_eq!(gateway.metric(UNCONFIRMED).await, 0.0);
     gate.open();
@@ -254,7 +254,7 @@ async fn a_killed_process_leaves_its_running_calls_unconfirmed_and_its_confirmat
         } else {
             reply.assert_is(&created("ins-3"));
         }
-        let seen: Vec<_> = backend.requests()[1..].iter().map(|seen| seen.attempt()).collect();
+        let seen = backend.attempts().split_off(1);
         assert_eq!(seen.len(), count);
         assert!(seen.iter().all(|(_, key)| *key == seen[0].1), "{seen:?}");
         assert_eq!(seen.last().unwrap().0, u32::try_from(count).unwrap());

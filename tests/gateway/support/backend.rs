@@ -216,6 +216,11 @@ impl Backend {
         self.record.borrow().requests.clone()
     }
 
+    /// Attempt and `Idempotency-Key` of each request so far.
+    pub(crate) fn attempts(&self) -> Vec<(u32, String)> {
+        self.record.borrow().requests.iter().map(Seen::attempt).collect()
+    }
+
     /// The number of requests so far.
     pub(crate) fn count(&self) -> usize {
         self.record.borrow().requests.len()
