@@ -345,7 +345,7 @@ async fn an_order_number_with_other_content_is_a_conflict_and_not_forwarded() {
 }
 
 #[tokio::test]
-async fn cloud_info_and_what_nobody_documented_never_conflict() {
+async fn cloud_info_and_what_nobody_documented_never_conflict_and_are_logged() {
     for journal in JOURNALS {
         let backend = Backend::in_turn([]).await;
         let gateway = Setup::new(&backend).journal(journal).start().await;
@@ -356,9 +356,22 @@ async fn cloud_info_and_what_nobody_documented_never_conflict() {
             order.clone().with("platform", "qingcloud"),
             order.clone().with("note", "1").and("note", "2"),
         ] {
-            gateway.order(&other).await.assert_is(CREATED);
+            let reply = gateway.order(&other).await;
+            reply.assert_is(CREATED);
+            let differs = |line: &serde_json::Value| {
+                let is_notice = line["message"].as_str().is_some_and(|message| message.contains("do not count"));
+                is_notice && line["request_id"] == reply.request_id()
+            };
+            let line = gateway.line("that the copy differs", differs).await;
+            assert_eq!(line["order_id"], order.value("order_id"), "{line}");
         }
+        let equal = gateway.order(&order.seconds_from_now(-1)).await;
+        equal.assert_is(CREATED);
+        gateway.access_line(&equal).await;
         backend.only_request();
+        let output = gateway.output();
+        assert_eq!(output.matches("do not count").count(), 3, "{output}");
+        assert!(!output.contains("moved.example"), "{output}");
     }
 }
 
