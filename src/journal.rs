@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use prometheus::IntGaugeVec;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -334,7 +335,12 @@ impl Receipt {
     pub fn given(&self) {
         let Self { journal, key } = self.clone();
         let tasks = journal.receipts.clone();
-        tasks.spawn(async move { journal.answered(key).await });
+        let mut answered = Box::pin(async move { journal.answered(key).await });
+        // On its way before the answer is: whoever has that may ask for the same once more at
+        // once, and must not be taken for somebody who was never answered.
+        if (&mut answered).now_or_never().is_none() {
+            tasks.spawn(answered);
+        }
     }
 }
 

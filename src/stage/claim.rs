@@ -261,6 +261,10 @@ impl Deliveries {
             Finished::InstanceReused => {
                 let detail = "the instance id belongs to another order of this app";
                 let violation = Violation::new(INSTANCE_REUSED, detail);
+                // The reply kept every rule that can be judged without the journal, so nobody has
+                // counted it yet.
+                let labels = [entry.app.as_str(), entry.action.as_str(), violation.rule.as_ref()];
+                self.metrics.backend_violations.with_label_values(&labels).inc();
                 Delivery {
                     backend_time: delivery.backend_time,
                     recorded: delivery.recorded,

@@ -5,17 +5,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod at_rest;
 mod backend;
 mod config;
+mod cycles;
+mod delivery;
 mod dialects;
 mod examples;
 mod forms;
 mod framing;
 mod headers;
+mod instances;
 mod load;
 mod observability;
+mod outcomes;
 mod prometheus;
 mod query;
+mod restart;
 mod signature;
 mod slow;
 mod support;
