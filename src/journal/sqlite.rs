@@ -42,9 +42,6 @@ const SMALL: u64 = 16 * 1024 * 1024;
 
 /// See the module.
 pub struct SqliteStore {
-    path: PathBuf,
-    /// Which file it is, to notice when another one takes its place.
-    inode: u64,
     writer: Worker,
     reader: Worker,
     taken_over: usize,
@@ -105,16 +102,47 @@ impl SqliteStore {
             0
         };
         let reading = connect(path).map_err(|error| explain(error.into()))?;
-        let inode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.ino();
+        let files = Files::of(path);
         Ok(Self {
-            path: path.to_owned(),
-            inode,
-            writer: Worker::writer(connection, on_batch)?,
+            writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader(reading)?,
             taken_over,
             _lock: lock,
         })
     }
+}
+
+/// The files that this process has open. What is written into one that was removed or replaced
+/// is not found by anybody any more, and SQLite does not notice.
+struct Files(Vec<(PathBuf, (u64, u64))>);
+
+impl Files {
+    fn of(path: &Path) -> Self {
+        let files = ["", "-wal", "-shm"].map(|ending| beside(path, ending));
+        Self(files.into_iter().filter_map(|file| Some((identity(&file)?, file))).map(|(id, file)| (file, id)).collect())
+    }
+
+    fn check(&self) -> Result<(), Unavailable> {
+        match self.0.iter().find(|(file, id)| identity(file) != Some(*id)) {
+            None => Ok(()),
+            Some((file, _)) => Err(Unavailable::new(format_args!(
+                "{} was removed or replaced while it was in use; put it back, or restart spigate to begin with what is \
+                 there now",
+                file.display()
+            ))),
+        }
+    }
+}
+
+fn identity(file: &Path) -> Option<(u64, u64)> {
+    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// A file of SQLite's or ours that goes with the journal.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 /// Makes the file for the owner only: it holds orders, and sealed passwords.
@@ -131,9 +159,7 @@ fn create(path: &Path) -> Result<(), String> {
 
 /// Takes the file for this process.
 fn lock(path: &Path) -> Result<File, String> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-lock");
-    let name = PathBuf::from(name);
+    let name = beside(path, "-lock");
     let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&name);
     let mut file = opened.map_err(|error| {
         format!(
@@ -246,11 +272,6 @@ impl Deliveries for SqliteStore {
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        // What is written into a file that nobody finds any more is lost at the next start.
-        if !fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
-            let cause = format!("{} was removed or replaced while it was in use; restart spigate", self.path.display());
-            return Box::pin(std::future::ready(Err(Unavailable::new(cause))));
-        }
         let now = clock::now();
         self.writer.ask(move |connection| tables::probe(connection, now))
     }
