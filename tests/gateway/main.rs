@@ -8,6 +8,7 @@
 mod backend;
 mod config;
 mod dialects;
+mod disk;
 mod examples;
 mod forms;
 mod framing;
