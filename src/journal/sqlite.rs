@@ -11,7 +11,7 @@ mod worker;
 
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -81,7 +81,7 @@ impl SqliteStore {
         if lock.is_some() {
             create(path)?;
         }
-        let connection = connect(path).map_err(|error| explain(error.into()))?;
+        let connection = connect(path).map_err(explain)?;
         if fs::metadata(path).is_ok_and(|file| file.len() <= SMALL) {
             check(&connection).map_err(|error| explain(error.into()))?;
         }
@@ -101,7 +101,7 @@ impl SqliteStore {
         } else {
             0
         };
-        let reading = connect(path).map_err(|error| explain(error.into()))?;
+        let reading = connect(path).map_err(explain)?;
         let files = Files::of(path);
         Ok(Self {
             writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
@@ -149,11 +149,11 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 fn create(path: &Path) -> Result<(), String> {
     let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
     made.map(drop).map_err(|error| {
-        format!(
-            "{}: cannot be opened for writing: {error}; the directory must exist, and it and the file must be \
-             writable for this user",
-            path.display()
-        )
+        let advice = match error.kind() {
+            io::ErrorKind::IsADirectory => "journal.url must name a file, which may lie in that directory",
+            _ => "the directory must exist, and it and the file must be writable for this user",
+        };
+        format!("{}: cannot be opened for writing: {error}; {advice}", path.display())
     })
 }
 
@@ -183,13 +183,13 @@ fn lock(path: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+fn connect(path: &Path) -> Result<Connection, MigrationError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Reading the first page tells a file of another kind apart before anything is changed.
-    connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+    // Another application's file must be left as it is, and the next step would change it.
+    schema::recognize(&connection)?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
@@ -204,7 +204,7 @@ fn check(connection: &Connection) -> rusqlite::Result<()> {
         return Ok(());
     }
     let corrupt = rusqlite::ffi::Error { code: ErrorCode::DatabaseCorrupt, extended_code: 11 };
-    Err(rusqlite::Error::SqliteFailure(corrupt, Some(verdict)))
+    Err(rusqlite::Error::SqliteFailure(corrupt, Some(verdict.replace('\n', " "))))
 }
 
 /// An error at start, as somebody has to read it who has never heard of SQLite's.
@@ -230,7 +230,8 @@ fn explain(path: &Path, error: MigrationError) -> String {
     };
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
-            "is not a journal of spigate (not a database at all); set journal.url to another file"
+            "is not a journal of spigate: it is no database, or its beginning is damaged; set journal.url to another \
+             file, or restore a backup"
         }
         Some(ErrorCode::DatabaseCorrupt) => {
             "is damaged; stop everything that uses it, keep a copy, and restore a backup, or save what can be read \
