@@ -13,6 +13,7 @@ mod examples;
 mod forms;
 mod framing;
 mod headers;
+mod journal_file;
 mod load;
 mod observability;
 mod prometheus;
