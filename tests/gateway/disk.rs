@@ -274,3 +274,18 @@ async fn a_disk_that_is_full_or_broken_at_the_start_is_named() {
         assert!(refusal.text.contains("spigate.db: ") && refusal.text.contains(says), "{}", refusal.text);
     }
 }
+
+#[tokio::test]
+async fn a_journal_that_another_process_locks_is_waited_for_and_then_not_available() {
+    let backend = Backend::confirming().await;
+    let gateway = Gateway::over(&backend).await;
+    let order = create();
+    let holder = rusqlite::Connection::open(gateway.directory().path().join("spigate.db")).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    gateway.order(&order).await.assert_rejected(503, "journal_unavailable");
+    assert_not_ready(&gateway, "database is locked").await;
+    assert_eq!(backend.count(), 0);
+    holder.execute_batch("COMMIT").unwrap();
+    gateway.wait_for_readyz(200).await;
+    gateway.order(&order).await.assert_is(CREATED);
+}

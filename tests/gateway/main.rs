@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
 mod backend;
+mod clock;
 mod config;
 mod dialects;
 mod disk;
@@ -18,8 +19,10 @@ mod load;
 mod observability;
 mod prometheus;
 mod query;
+mod retention;
 mod signature;
 mod slow;
+mod stopped;
 mod support;
 mod target_and_host;
 mod tls;
