@@ -81,7 +81,8 @@ async fn backend(gate: &Gate) -> Backend {
 async fn a_step_changes_nothing_that_is_recorded(seconds: i64) {
     let gate = Gate::closed();
     let backend = backend(&gate).await;
-    let Some(shifted) = Shifted::start(Setup::new(&backend)).await else { return };
+    let setup = Setup::new(&backend).top("[journal]\nlifecycle_replay = \"30m\"\n");
+    let Some(shifted) = Shifted::start(setup).await else { return };
     let gateway = &shifted.gateway;
     let (done, running, expired) = (create(), create().with("user_id", "patient"), action("ExpireAppInstance"));
     let first = gateway.order(&done).await;
