@@ -82,6 +82,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
 /// How long the end of the process waits for the last receipts.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a journal that neither does it nor fails may take, until it counts as not available.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a scrape waits for the journal's counts.
 const COUNT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -236,24 +238,36 @@ impl Journal {
     /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,
     /// removes what is too old.
     pub async fn keep(self: Arc<Self>) {
-        let mut prune_at = Instant::now();
+        tokio::join!(self.watch(), self.sweep());
+    }
+
+    /// Tries the journal again and again.
+    async fn watch(&self) {
         loop {
+            let probe = Box::pin(async {
+                let probed = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
+                probed.unwrap_or_else(|_| Err(Unavailable::new(format_args!("no answer within {PROBE_WITHIN:?}"))))
+            });
+            if self.timed("probe", probe).await.is_ok() {
+                self.health.is_well_again();
+            }
             let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
             let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
             // A failure is looked into at once: it may have been one delivery's alone.
             let _ = tokio::time::timeout(wait, self.health.failure()).await;
-            match self.timed("probe", self.store.probe()).await {
-                Ok(()) => self.health.is_well_again(),
-                Err(_) => continue,
-            }
-            if Instant::now() >= prune_at {
-                prune_at = Instant::now() + PRUNE_EVERY;
-                // Says that the keys are still in use, and wraps what others have added.
-                self.unlock().await;
-                let pruned = retention::prune(&*self.store, &self.config, clock::now());
-                // Counted and logged by `timed`; the next round tries again.
-                let _ = self.timed("prune", Box::pin(pruned)).await;
-            }
+        }
+    }
+
+    /// Removes what is too old, at the start and from time to time.
+    async fn sweep(&self) {
+        loop {
+            self.health.wellness().await;
+            // Says that the keys are still in use, and wraps what others have added.
+            self.unlock().await;
+            let pruned = retention::prune(&*self.store, &self.config, clock::now());
+            // Counted and logged by `timed`.
+            let pruned = self.timed("prune", Box::pin(pruned)).await;
+            tokio::time::sleep(if pruned.is_ok() { PRUNE_EVERY } else { PROBE_EVERY }).await;
         }
     }
 

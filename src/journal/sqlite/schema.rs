@@ -141,6 +141,11 @@ fn missing(connection: &Connection) -> Result<&'static [&'static str], Migration
     STEPS.get(done..).ok_or(MigrationError::Newer { found: version, known: STEPS.len() })
 }
 
+/// Whether a file is ours, or empty and can become it. Changes nothing.
+pub(super) fn recognize(connection: &Connection) -> Result<(), MigrationError> {
+    missing(connection).map(drop)
+}
+
 /// Whether a file is of this version. The process that serves from it may be of another one.
 pub(super) fn check(connection: &Connection) -> Result<(), MigrationError> {
     if missing(connection)?.is_empty() { Ok(()) } else { Err(MigrationError::Older) }

@@ -22,6 +22,9 @@ const LAZINESS: Duration = Duration::from_millis(100);
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
 
+/// Says whether what is written now will be found again.
+pub(super) type Check = Box<dyn Fn() -> Result<(), Unavailable> + Send>;
+
 /// A thread with a connection. It ends when the last handle is gone.
 #[derive(Clone)]
 pub(super) struct Worker {
@@ -66,13 +69,16 @@ where
 }
 
 impl Worker {
-    /// A thread whose jobs share transactions.
-    pub(super) fn writer(connection: Connection, on_batch: OnBatch) -> Result<Self, String> {
+    /// A thread whose jobs share transactions. `check` is asked before each of them.
+    pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
         Self::spawn("journal-write", move |queue| {
             let mut batch = Vec::new();
             while gather(&queue, &mut batch) {
                 on_batch(batch.len());
-                write(&connection, &mut batch);
+                match check() {
+                    Ok(()) => write(&connection, &mut batch),
+                    lost => conclude(&mut batch, &lost),
+                }
             }
         })
     }
@@ -156,13 +162,18 @@ fn conclude(batch: &mut Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
 }
 
 fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+    if !connection.is_autocommit() {
+        // The one before could not be undone then.
+        connection.execute_batch("ROLLBACK")?;
+    }
     // Immediate: a transaction that read first could be refused the right to write.
     connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
     let done = batch.iter_mut().try_for_each(|job| job.run(connection));
     let done = done.and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
     if done.is_err() && !connection.is_autocommit() {
-        // SQLite has undone the transaction itself after some failures, not after others.
-        connection.execute_batch("ROLLBACK")?;
+        // SQLite has undone the transaction itself after some failures, not after others. What
+        // is told is why it failed.
+        let _ = connection.execute_batch("ROLLBACK");
     }
     done.map(drop)
 }
