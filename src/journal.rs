@@ -37,12 +37,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prometheus::IntGaugeVec;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
 use crate::config::journal::{JournalConfig, Location};
-use crate::config::scalar::Secret;
 use crate::metrics::Metrics;
 use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
 use health::Health;
@@ -52,7 +52,7 @@ use memory::MemoryStore;
 use running::RunningClaim;
 use sqlite::SqliteStore;
 use store::{Answer, Store, Unavailable};
-use vault::{Opened, Vault};
+use vault::{LockedOut, Opened, Vault};
 
 /// The journal of a serving process.
 pub struct Journal {
@@ -63,6 +63,8 @@ pub struct Journal {
     /// This process, in claims.
     gateway: String,
     claims: AtomicI64,
+    /// The apps whose replies cannot all be opened, as they were last told of.
+    locked_out: watch::Sender<Vec<LockedOut>>,
     /// Receipts that are being written.
     receipts: TaskTracker,
     /// The apps that it is for.
@@ -130,18 +132,14 @@ impl Journal {
 
     /// A journal over a store that is open.
     pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
-        let apps = config.apps.iter().map(|app| {
-            let keys = app.keys.iter().map(|key| key.secret.clone());
-            (app.name.clone(), keys.collect::<Vec<Secret>>())
-        });
-        let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
         Arc::new(Self {
             store,
-            vault,
+            vault: Vault::of(config),
             metrics,
             health: Health::default(),
             gateway,
             claims: AtomicI64::new(0),
+            locked_out: watch::Sender::default(),
             receipts: TaskTracker::new(),
             apps: config.apps.iter().map(|app| app.name.clone()).collect(),
             config: config.journal.clone(),
@@ -261,8 +259,12 @@ impl Journal {
     async fn unlock(&self) {
         match self.vault.unlock(&*self.store, clock::now()).await {
             Ok(locked_out) => {
-                for app in locked_out {
-                    tracing::error!(app = app.app, "{app}");
+                // Said once, and again when it changes: it may stay so for as long as the history.
+                if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out)
+                {
+                    for app in &locked_out {
+                        tracing::error!(app = app.app, "{app}");
+                    }
                 }
             }
             Err(unavailable) => self.health.failed(&unavailable),

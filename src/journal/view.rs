@@ -12,7 +12,7 @@ use super::redact::redact;
 use super::store::{Keys, Record, Unavailable};
 use super::vault::{Opened, Vault};
 
-/// A delivery. `docs/journal.md` explains its members.
+/// A delivery. Every member is always there; `reply` and `reply_missing` only with replies.
 #[derive(Serialize)]
 pub struct View<'r> {
     id: String,

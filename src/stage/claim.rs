@@ -320,6 +320,9 @@ impl Deliveries {
     async fn reply_of(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
         let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.clone());
         let Some(sealed) = &entry.reply else {
+            if entry.confirmation.is_none() {
+                return Delivery::unconfirmed(Rejection::DeliveryInProgress);
+            }
             // Retention has removed the reply; that it succeeded, and with which instance, stays.
             let minimal = contract.minimal(instance_id.as_deref());
             return Delivery::answered(outcome, minimal.into(), instance_id);

@@ -34,7 +34,7 @@ pub(super) struct Resolve {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["retry", "failed"])]
     reply: Option<PathBuf>,
     /// With --failed: what the platform is told
-    #[arg(long, value_name = "TEXT", requires = "failed")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["retry", "done"])]
     message: Option<String>,
 }
 

@@ -1,8 +1,8 @@
 //! Entries and attempts as rows.
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSqlError, Type};
-use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params};
+use rusqlite::types::{FromSqlError, Type, Value};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params, params_from_iter};
 
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
@@ -49,21 +49,20 @@ fn one(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite:
     connection.prepare_cached(sql)?.query_row(parameters, entry_of).optional()
 }
 
-/// Entries from before `cursor` that `condition` lets pass, latest first.
+/// Entries from before `cursor` that `condition` lets pass, latest first. `values` are for its
+/// question marks.
 pub(super) fn entries_before(
     connection: &Connection,
     condition: &str,
-    value: Option<&str>,
+    values: Vec<Value>,
     cursor: i64,
     mut each: impl FnMut(Numbered) -> rusqlite::Result<bool>,
 ) -> rusqlite::Result<()> {
     let columns = entry_columns!();
     let sql = format!("SELECT {columns} FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = match value {
-        Some(value) => statement.query((cursor, value))?,
-        None => statement.query([cursor])?,
-    };
+    let values = [Value::Integer(cursor)].into_iter().chain(values);
+    let mut rows = statement.query(params_from_iter(values))?;
     while let Some(row) = rows.next()? {
         if !each(entry_of(row)?)? {
             break;

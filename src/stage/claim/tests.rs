@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use super::*;
 use crate::config;
 use crate::config::source::Sources;
-use crate::dialect::ActionKind;
 use crate::dialect::mac::TagEncoding;
 use crate::dialect::request::{SpiRequest, Strictness};
+use crate::dialect::{ActionKind, builtin};
 use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
 use crate::journal::key::{Extras, Fingerprint, Origin};
 use crate::journal::machine::{Claimed, Resolution};
@@ -107,10 +107,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let text = "journal.url = \"memory:\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\n\
-                    dialect = \"qingcloud-market\"\nkeys = [{ id = \"k\", value = \"secret\" }]\n\
-                    [apps.backend]\nurl = \"http://127.0.0.1:1/\"\n";
-        let sources = Sources { file: "test".into(), text: text.into(), ..Sources::default() };
+        let text = format!(
+            "journal.url = \"memory:\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{}\"\n\
+             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n",
+            builtin::load().unwrap()[1].name
+        );
+        let sources = Sources { file: "test".into(), text, ..Sources::default() };
         let config = config::load(&sources, Path::new(".")).unwrap();
         let (store, metrics) = (Arc::new(Fragile::default()), Arc::new(Metrics::new().unwrap()));
         let journal = Journal::over(Arc::clone(&store) as _, "g".into(), &config, Arc::clone(&metrics));
