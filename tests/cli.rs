@@ -299,6 +299,7 @@ impl JournalFile {
             origin: Origin::from_slice(&bytes).unwrap(),
             lookalike: None,
             fingerprint: Fingerprint::from_slice(&bytes).unwrap(),
+            extras: spigate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
             app: "crm".into(),
             action: "CreateAppInstance".into(),
             debug: false,

@@ -117,11 +117,13 @@ mod tests {
     use super::*;
     use crate::config::source::Sources;
     use crate::config::{self, Config};
+    use crate::dialect::builtin;
 
     fn load(journal: &str) -> Result<Config, Vec<String>> {
         let text = format!(
-            "[journal]\n{journal}\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"qingcloud-market\"\n\
-             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n"
+            "[journal]\n{journal}\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{}\"\n\
+             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n",
+            builtin::load().unwrap()[0].name
         );
         let sources = Sources { file: "test".into(), text, ..Sources::default() };
         let config = config::load(&sources, Path::new("/etc/spigate"));

@@ -345,6 +345,7 @@ mod tests {
                 origin: Origin::from_slice(&key).unwrap(),
                 lookalike: None,
                 fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
+                extras: crate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
                 app: choose(&["crm", "erp"], 1),
                 action: choose(&["Create", "Renew", "Delete"], 1),
                 debug: false,
