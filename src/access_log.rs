@@ -3,7 +3,7 @@
 //! data (`docs/logging.md` has the list).
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use http::{Method, Uri};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Serializer;
-use serde_json::ser::Formatter;
 use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::raw::LogFormat;
 use crate::delivery::Outcome;
 use crate::exchange::Exchange;
+use crate::json;
 use crate::rejection::{Fault, Rejection};
 
 /// Longest path that is logged; strangers choose it.
@@ -103,7 +103,7 @@ impl AccessLog {
         let mut text = Vec::with_capacity(512);
         match self.format {
             // Texts and numbers always serialize.
-            LogFormat::Json => drop(fields.serialize(&mut Serializer::with_formatter(&mut text, Inert))),
+            LogFormat::Json => drop(fields.serialize(&mut Serializer::with_formatter(&mut text, json::Inert))),
             LogFormat::Text => text.extend_from_slice(for_humans(&fields).as_bytes()),
         }
         text.push(b'\n');
@@ -149,24 +149,6 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         }),
         duration_ms: milliseconds(line.took),
         backend_ms: exchange.backend_time.map(milliseconds),
-    }
-}
-
-/// JSON that no terminal takes for commands: DEL and the controls beyond ASCII (U+009B begins an
-/// escape sequence) are escaped too, which JSON does not ask for.
-struct Inert;
-
-impl Formatter for Inert {
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut plain = 0;
-        for (at, control) in fragment.match_indices(char::is_control) {
-            writer.write_all(&fragment.as_bytes()[plain..at])?;
-            for char in control.chars() {
-                write!(writer, "\\u{:04x}", u32::from(char))?;
-            }
-            plain = at + control.len();
-        }
-        writer.write_all(&fragment.as_bytes()[plain..])
     }
 }
 

@@ -4,6 +4,7 @@
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
 //! - `outcome.rs`: between the gateway's words and the journal's (pure)
+//! - `visit.rs`, `view.rs`, `redact.rs`: for those who look at it from outside
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 //! - `vault.rs`: replies at rest are sealed
 //! - `health.rs`: whether the journal can be used
@@ -20,11 +21,14 @@ pub mod memory;
 pub mod outcome;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod redact;
 pub mod retention;
 pub mod running;
 pub mod sqlite;
 pub mod store;
 pub mod vault;
+pub mod view;
+pub mod visit;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,12 +37,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prometheus::IntGaugeVec;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
 use crate::config::journal::{JournalConfig, Location};
-use crate::config::scalar::Secret;
 use crate::metrics::Metrics;
 use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
 use health::Health;
@@ -48,7 +52,7 @@ use memory::MemoryStore;
 use running::RunningClaim;
 use sqlite::SqliteStore;
 use store::{Answer, Store, Unavailable};
-use vault::{Opened, Vault};
+use vault::{LockedOut, Opened, Vault};
 
 /// The journal of a serving process.
 pub struct Journal {
@@ -59,6 +63,8 @@ pub struct Journal {
     /// This process, in claims.
     gateway: String,
     claims: AtomicI64,
+    /// The apps whose replies cannot all be opened, as they were last told of.
+    locked_out: watch::Sender<Vec<LockedOut>>,
     /// Receipts that are being written.
     receipts: TaskTracker,
     /// The apps that it is for.
@@ -85,6 +91,8 @@ impl Journal {
     /// What is wrong with it and what to do about it.
     pub async fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Self>, String> {
         let gateway = random_name()?;
+        #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "only a server can be out of reach"))]
+        let mut trouble = None;
         let store: Arc<dyn Store> = match &config.journal.location {
             Location::Memory => Arc::new(MemoryStore::default()),
             Location::Sqlite(path) => {
@@ -99,27 +107,39 @@ impl Journal {
                 }
                 Arc::new(store)
             }
-            Location::Postgres(_) => return Err("not yet".to_owned()),
+            #[cfg(feature = "postgres")]
+            Location::Postgres(url) => {
+                let store = postgres::PostgresStore::new(url, gateway.clone(), config.journal.lease)
+                    .map_err(|error| format!("journal.url: {error}"))?;
+                match store.open().await {
+                    Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("journal.url: {warning}")),
+                    Err(postgres::OpenError::Refused(error)) => return Err(format!("journal.url: {error}")),
+                    // A server that is not there yet is no reason not to start: /readyz tells.
+                    Err(postgres::OpenError::Unreachable(error)) => trouble = Some(Unavailable::new(error)),
+                }
+                Arc::new(store)
+            }
+            #[cfg(not(feature = "postgres"))]
+            Location::Postgres(_) => return Err("this spigate was built without the feature postgres".to_owned()),
         };
         let journal = Self::over(store, gateway, config, metrics);
-        journal.unlock().await;
+        match trouble {
+            Some(trouble) => journal.health.failed(&trouble),
+            None => journal.unlock().await,
+        }
         Ok(journal)
     }
 
     /// A journal over a store that is open.
     pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
-        let apps = config.apps.iter().map(|app| {
-            let keys = app.keys.iter().map(|key| key.secret.clone());
-            (app.name.clone(), keys.collect::<Vec<Secret>>())
-        });
-        let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
         Arc::new(Self {
             store,
-            vault,
+            vault: Vault::of(config),
             metrics,
             health: Health::default(),
             gateway,
             claims: AtomicI64::new(0),
+            locked_out: watch::Sender::default(),
             receipts: TaskTracker::new(),
             apps: config.apps.iter().map(|app| app.name.clone()).collect(),
             config: config.journal.clone(),
@@ -239,8 +259,12 @@ impl Journal {
     async fn unlock(&self) {
         match self.vault.unlock(&*self.store, clock::now()).await {
             Ok(locked_out) => {
-                for app in locked_out {
-                    tracing::error!(app = app.app, "{app}");
+                // Said once, and again when it changes: it may stay so for as long as the history.
+                if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out)
+                {
+                    for app in &locked_out {
+                        tracing::error!(app = app.app, "{app}");
+                    }
                 }
             }
             Err(unavailable) => self.health.failed(&unavailable),

@@ -141,7 +141,11 @@ impl Deliveries {
         F: Future<Output = Delivery>,
     {
         let ask = &order.ask;
-        let told = match self.journal.claim(Arc::clone(ask)).await {
+        let claimed = self.journal.claim(Arc::clone(ask)).await;
+        if let Ok(claimed) = &claimed {
+            notice_extras(ask, &claimed.entry);
+        }
+        let told = match claimed {
             Err(cause) => Told::Answer(Delivery::rejected(unavailable(&cause))),
             Ok(claimed) => match claimed.decision {
                 Decision::Forward => {
@@ -316,6 +320,9 @@ impl Deliveries {
     async fn reply_of(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
         let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.clone());
         let Some(sealed) = &entry.reply else {
+            if entry.confirmation.is_none() {
+                return Delivery::unconfirmed(Rejection::DeliveryInProgress);
+            }
             // Retention has removed the reply; that it succeeded, and with which instance, stays.
             let minimal = contract.minimal(instance_id.as_deref());
             return Delivery::answered(outcome, minimal.into(), instance_id);
@@ -376,6 +383,20 @@ fn outgoing(delivery: &Delivery) -> Outgoing {
         (Ok(reply), _) => Outgoing::Confirmed { instance_id: delivery.instance_id.clone(), reply: reply.clone() },
         (Err(rejection), Outcome::Failed) => Outgoing::Failed(reason(rejection)),
         (Err(rejection), _) => Outgoing::Unconfirmed(reason(rejection)),
+    }
+}
+
+/// Copies that differ in what does not count are one order; whoever looks into one should know.
+fn notice_extras(ask: &Ask, entry: &Entry) {
+    if ask.extras != entry.extras && ask.fingerprint == entry.fingerprint {
+        tracing::info!(
+            app = ask.app,
+            action = ask.action,
+            order_id = ask.order_id,
+            delivery = entry.key.idempotency_key(),
+            request_id = ask.request_id,
+            "a copy of this order differs in fields that do not count: undocumented ones, or ones that the dialect leaves out"
+        );
     }
 }
 

@@ -100,6 +100,7 @@ pub(crate) async fn the_first_copy_is_forwarded_and_recorded<B: Bench>(mut bench
         origin: ask.origin,
         lookalike: ask.lookalike,
         fingerprint: ask.fingerprint,
+        extras: ask.extras,
         app: "crm".into(),
         action: "CreateAppInstance".into(),
         debug: true,

@@ -11,6 +11,7 @@
 
 mod bench;
 mod contract;
+mod model;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]

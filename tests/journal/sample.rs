@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use spigate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason, Sealed};
-use spigate::journal::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+use spigate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use spigate::journal::machine::{Claimed, Decision, Finished, Resolution};
 use spigate::journal::store::{Filter, Record, Resolved};
 
@@ -50,6 +50,7 @@ impl Gateway {
             origin: Origin::from_slice(&hash(&["origin", app, action, about])).unwrap(),
             lookalike: None,
             fingerprint: content(&["content of", about]),
+            extras: Extras::from_slice(&[7; 32]).unwrap(),
             app: app.into(),
             action: action.into(),
             debug: false,

@@ -8,7 +8,7 @@ use super::statement::{Statement, text};
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
 };
-use crate::journal::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
 /// The columns of an attempt. A delivery has them too, for its latest.
 macro_rules! attempt_columns {
@@ -45,7 +45,7 @@ pub(super) const ATTEMPT: &str = attempt_columns!("");
 
 /// The columns of a delivery called `d`.
 pub(super) const ENTRY: &str = concat!(
-    "d.id, d.version, d.awaited, d.key, d.origin, d.lookalike, d.fingerprint, d.app, d.action, d.debug, d.cycle, \
+    "d.id, d.version, d.awaited, d.key, d.origin, d.lookalike, d.fingerprint, d.extras, d.app, d.action, d.debug, d.cycle, \
      d.order_id, d.instance_id, d.user_id, d.received_at, d.changed_at, d.state, d.doubt, d.confirmed_at, \
      d.made_instance, d.data_key, d.reply, d.answered_at, d.decision, d.decided_at, d.message, ",
     attempt_columns!("d.")
@@ -54,10 +54,11 @@ pub(super) const ENTRY: &str = concat!(
 /// The columns that are written when an entry is made; those that are written again whenever it
 /// changes come after the first [`FIXED`]. `answered_at` and `awaited` are neither: they are
 /// written on their own, so that they need no place in the order of changes.
-pub(super) const WRITTEN: [&str; 34] = [
+pub(super) const WRITTEN: [&str; 35] = [
     "key",
     "origin",
     "fingerprint",
+    "extras",
     "app",
     "action",
     "debug",
@@ -92,7 +93,7 @@ pub(super) const WRITTEN: [&str; 34] = [
 ];
 
 /// How many of [`WRITTEN`] never change.
-pub(super) const FIXED: usize = 12;
+pub(super) const FIXED: usize = 13;
 
 /// An entry and what belongs to its row.
 #[derive(Clone, Debug)]
@@ -111,6 +112,7 @@ pub(super) fn bind_entry(statement: &mut Statement, entry: &Entry, version: i64)
     statement.bind(entry.key.as_bytes().to_vec()).push(", ");
     statement.bind(entry.origin.as_bytes().to_vec()).push(", ");
     statement.bind(entry.fingerprint.as_bytes().to_vec()).push(", ");
+    statement.bind(entry.extras.as_bytes().to_vec()).push(", ");
     statement.bind(text(&entry.app)).push(", ").bind(text(&entry.action)).push(", ");
     statement.bind(entry.debug).push(", ").bind(i64::from(entry.cycle)).push(", ");
     statement.bind(optional(&entry.order_id)).push(", ").bind(optional(&entry.instance_id)).push(", ");
@@ -164,6 +166,7 @@ pub(super) fn stored(row: &Row) -> Result<Option<Stored>, Failure> {
         origin: Origin::from_slice(&hash("origin")?).ok_or_else(|| unknown("origin"))?,
         lookalike: lookalike.and_then(|bytes| Lookalike::from_slice(&bytes)),
         fingerprint: Fingerprint::from_slice(&hash("fingerprint")?).ok_or_else(|| unknown("fingerprint"))?,
+        extras: Extras::from_slice(&hash("extras")?).ok_or_else(|| unknown("extras"))?,
         app: get(row, "app")?,
         action: get(row, "action")?,
         debug: get(row, "debug")?,

@@ -25,6 +25,7 @@ const STEPS: &[&str] = &["
         origin bytea NOT NULL,
         lookalike bytea,
         fingerprint bytea NOT NULL,
+        extras bytea NOT NULL,
         app text NOT NULL,
         action text NOT NULL,
         debug boolean NOT NULL,

@@ -11,16 +11,15 @@ use tokio::sync::Notify;
 use super::*;
 use crate::config;
 use crate::config::source::Sources;
-use crate::dialect::ActionKind;
 use crate::dialect::mac::TagEncoding;
 use crate::dialect::request::{SpiRequest, Strictness};
+use crate::dialect::{ActionKind, builtin};
 use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
-use crate::journal::key::{Fingerprint, Origin};
+use crate::journal::key::{Extras, Fingerprint, Origin};
 use crate::journal::machine::{Claimed, Resolution};
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
-    self, Answer, Archive as _, Counts, DataKey, Deliveries as _, Filter, Keys as _, Pruned, Record, Resolved,
-    Retention, Store, Wrap,
+    self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
 use crate::query::Params;
 
@@ -108,10 +107,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let text = "journal.url = \"memory:\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\n\
-                    dialect = \"qingcloud-market\"\nkeys = [{ id = \"k\", value = \"secret\" }]\n\
-                    [apps.backend]\nurl = \"http://127.0.0.1:1/\"\n";
-        let sources = Sources { file: "test".into(), text: text.into(), ..Sources::default() };
+        let text = format!(
+            "journal.url = \"memory:\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{}\"\n\
+             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n",
+            builtin::load().unwrap()[1].name
+        );
+        let sources = Sources { file: "test".into(), text, ..Sources::default() };
         let config = config::load(&sources, Path::new(".")).unwrap();
         let (store, metrics) = (Arc::new(Fragile::default()), Arc::new(Metrics::new().unwrap()));
         let journal = Journal::over(Arc::clone(&store) as _, "g".into(), &config, Arc::clone(&metrics));
@@ -133,6 +134,7 @@ impl Bench {
             origin: Origin::of("crm", dialect, &request, &tag),
             lookalike: None,
             fingerprint: Fingerprint::of(dialect, &request),
+            extras: Extras::of(dialect, &request),
             app: "crm".into(),
             action: "CreateInstance".into(),
             debug: false,

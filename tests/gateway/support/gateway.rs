@@ -64,6 +64,11 @@ impl Setup {
         self
     }
 
+    /// Forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) fn forwarding_all(self) -> Self {
+        self.app("deliver_once = false")
+    }
+
     /// Keys of the app's backend.
     pub(crate) fn backend(mut self, toml: &str) -> Self {
         self.backend.push_str(toml);
@@ -124,6 +129,44 @@ impl Setup {
 
     /// The same with another form of log lines.
     pub(crate) async fn start_logging(self, format: &str) -> Gateway {
+        let mut command = self.command(format);
+        let (child, output, readers) = spawn(&mut command);
+        let mut gateway = Gateway {
+            command,
+            child,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            output,
+            readers: Some(readers),
+            directory: self.directory,
+        };
+        gateway.until_ready().await;
+        gateway
+    }
+
+    /// Starts the gateway, which has to end by itself.
+    pub(crate) async fn refusal(&self) -> Checked {
+        let (mut child, output, readers) = spawn(&mut self.command("text"));
+        let mut ends = async || {
+            while child.try_wait().unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let ended = tokio::time::timeout(super::DEADLINE, ends()).await;
+        let _ = child.kill();
+        let code = child.wait().unwrap().code();
+        readers.into_iter().try_for_each(std::thread::JoinHandle::join).unwrap();
+        let text = String::from_utf8_lossy(&output.borrow()).into_owned();
+        assert!(ended.is_ok(), "still runs: {text}");
+        Checked { code: code.unwrap_or(-1), text }
+    }
+
+    /// Where the gateway is started.
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    fn command(&self, log_format: &str) -> Command {
         let config = self.directory.write("spigate.toml", &self.toml());
         let binary = env!("CARGO_BIN_EXE_spigate");
         let mut command = match self.wrapper.split_first() {
@@ -134,25 +177,22 @@ impl Setup {
             }
             None => Command::new(binary),
         };
-        command.args(["serve", "--log-format", format, "--config"]).arg(config);
-        without_settings(&mut command).envs(self.environment);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the gateway");
-        let output = watch::Sender::new(Vec::new());
-        let readers =
-            [keep(child.stdout.take().unwrap(), output.clone()), keep(child.stderr.take().unwrap(), output.clone())];
-        let mut gateway = Gateway {
-            child,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-            output,
-            readers: Some(readers),
-            directory: self.directory,
-        };
-        let ready = gateway.ready().await;
-        (gateway.listen, gateway.admin) = (address(&ready, "listen"), address(&ready, "admin"));
-        gateway
+        command.args(["serve", "--log-format", log_format, "--config"]).arg(config);
+        without_settings(&mut command).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
     }
+}
+
+/// A process, what it writes, and the threads that read that.
+type Spawned = (Child, watch::Sender<Vec<u8>>, [std::thread::JoinHandle<()>; 2]);
+
+fn spawn(command: &mut Command) -> Spawned {
+    let mut child = command.spawn().expect("the gateway");
+    let output = watch::Sender::new(Vec::new());
+    let readers =
+        [keep(child.stdout.take().unwrap(), output.clone()), keep(child.stderr.take().unwrap(), output.clone())];
+    (child, output, readers)
 }
 
 /// An address in the ready line, in either form: `"listen":"…"` or `listen=…`.
@@ -201,6 +241,7 @@ fn keep(stream: impl Read + Send + 'static, output: watch::Sender<Vec<u8>>) -> s
 
 /// A running gateway; killed when it goes out of scope.
 pub(crate) struct Gateway {
+    command: Command,
     child: Child,
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -213,6 +254,11 @@ impl Gateway {
     /// A configuration with nothing special.
     pub(crate) async fn over(backend: &Backend) -> Self {
         Setup::new(backend).start().await
+    }
+
+    /// One that forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) async fn forwarding_all(backend: &Backend) -> Self {
+        Setup::new(backend).forwarding_all().start().await
     }
 
     /// Sends an order the plain way.
@@ -291,6 +337,56 @@ impl Gateway {
             }
         };
         within_deadline(series, poll).await;
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it with SIGKILL, in the middle of whatever it does.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it anew after its end, with the same files and one more variable if need be. Its
+    /// output begins anew, too; its addresses are known when it is ready.
+    pub(crate) fn spawn_again(&mut self, variable: Option<(&str, &str)>) {
+        self.command.envs(variable);
+        let (child, output, readers) = spawn(&mut self.command);
+        (self.child, self.output, self.readers) = (child, output, Some(readers));
+    }
+
+    /// Waits until it serves.
+    pub(crate) async fn until_ready(&mut self) {
+        let ready = self.ready().await;
+        (self.listen, self.admin) = (address(&ready, "listen"), address(&ready, "admin"));
+    }
+
+    /// Kills it and starts it anew.
+    pub(crate) async fn restart(&mut self) {
+        self.kill();
+        self.spawn_again(None);
+        self.until_ready().await;
+    }
+
+    /// What `/readyz` says.
+    pub(crate) async fn readyz(&self) -> Reply {
+        client::one_reply(self.admin, client::get("/readyz", "")).await
+    }
+
+    /// Polls `/readyz` until its status is this.
+    pub(crate) async fn wait_for_readyz(&self, status: u16) -> Reply {
+        let poll = async {
+            loop {
+                let reply = self.readyz().await;
+                if reply.status == status {
+                    return reply;
+                }
+            }
+        };
+        within_deadline("/readyz", poll).await
     }
 
     /// Asks it to end and returns everything that it ever wrote.
