@@ -19,6 +19,11 @@ mod contract {
     crate::contract::contract!(crate::postgres::Postgres::new());
 }
 
+#[test]
+fn postgres_keeps_the_guarantee() {
+    crate::model::a_store_keeps_the_guarantee(30, Postgres::new);
+}
+
 /// No test takes so long that a lease ends by itself.
 const LEASE: Duration = Duration::from_secs(3600);
 

@@ -56,6 +56,7 @@ impl Load {
             Ok(claimed) => claimed,
             Err(_) => {
                 self.unavailable.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(5)).await;
                 return;
             }
         };
@@ -75,6 +76,12 @@ impl Load {
     }
 }
 
+/// A test that waits for what does not happen fails instead of hanging.
+async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
+    const DEADLINE: Duration = Duration::from_secs(120);
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
 /// As the gateway does it: until it is recorded.
 async fn finish(gateway: &Gateway, end: End) {
     let end = Arc::new(end);
@@ -86,21 +93,27 @@ async fn finish(gateway: &Gateway, end: End) {
 /// Waits until `load` has done some more.
 async fn progress(load: &Load, more: usize) {
     let until = load.done.load(Ordering::Relaxed) + more;
-    while load.done.load(Ordering::Relaxed) < until {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within_deadline("deliveries end", async {
+        while load.done.load(Ordering::Relaxed) < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 /// Everything that was forwarded has ended, and claims that nobody knew of are released: no
 /// delivery stays running although its gateways live.
 async fn nothing_runs(gateway: &Gateway) {
-    loop {
-        let running = gateway.list(Filter::default()).await;
-        if running.iter().all(|record| record.entry.state != State::Running) {
-            return;
+    let runs = async || {
+        let records = gateway.list(Filter::default()).await;
+        records.iter().any(|record| record.entry.state == State::Running)
+    };
+    within_deadline("nothing runs", async {
+        while runs().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await;
 }
 
 /// The attempts of every delivery are numbered without a gap, and each forwarded one is there.
@@ -159,9 +172,12 @@ async fn a_server_that_stops_and_starts_under_load_breaks_no_promise() {
         let end = move || if round % 2 == 0 { ended.stop() } else { ended.kill() };
         tokio::task::spawn_blocking(end).await.unwrap();
         // While it is away, everybody is told so.
-        while load.unavailable.load(Ordering::Relaxed) < unavailable + 20 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        within_deadline("claims are unavailable", async {
+            while load.unavailable.load(Ordering::Relaxed) < unavailable + 20 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
         for gateway in &gateways {
             gateway.store.probe().await.unwrap_err();
         }
@@ -233,9 +249,12 @@ async fn waits_for_a_lock(bench: &Postgres) {
         "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event_type = 'Lock'",
         bench.database
     );
-    while bench.sql(&waiting) == "0" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within_deadline("a statement waits", async {
+        while bench.sql(&waiting) == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 fn version(bench: &Postgres, order: &str) -> String {
@@ -245,11 +264,14 @@ fn version(bench: &Postgres, order: &str) -> String {
 /// Waits until something has been written since `before`, and nothing runs: then the claim has
 /// been released, or shut out.
 async fn is_released(bench: &Postgres, gateway: &Gateway, ask: &Ask, before: &str) {
-    while version(bench, ask.order_id.as_ref().unwrap()) == before
-        || gateway.look(ask.base).await.state == State::Running
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    within_deadline("the claim is released", async {
+        while version(bench, ask.order_id.as_ref().unwrap()) == before
+            || gateway.look(ask.base).await.state == State::Running
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 /// Somebody put an empty database in the place of the journal, or restored one.
