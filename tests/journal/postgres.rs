@@ -13,6 +13,7 @@ use crate::postgres_server::Server;
 
 mod faults;
 mod gateways;
+mod lost_answers;
 mod opening;
 
 mod contract {

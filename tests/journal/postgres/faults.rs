@@ -15,7 +15,7 @@ use crate::postgres_server::{EVERYBODY, Server};
 use crate::sample::{Call, failed};
 
 /// Copies of a few orders come, again and again, at every gateway.
-struct Load {
+pub(super) struct Load {
     stop: AtomicBool,
     /// Which attempts were forwarded: an order and a number may come once.
     forwarded: Mutex<HashSet<(String, u32)>>,
@@ -24,7 +24,7 @@ struct Load {
 }
 
 impl Load {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             stop: AtomicBool::new(false),
             forwarded: Mutex::default(),
@@ -33,7 +33,7 @@ impl Load {
         })
     }
 
-    fn start(self: &Arc<Self>, gateways: &[Gateway], orders: usize) -> Vec<tokio::task::JoinHandle<()>> {
+    pub(super) fn start(self: &Arc<Self>, gateways: &[Gateway], orders: usize) -> Vec<tokio::task::JoinHandle<()>> {
         let workers = gateways.iter().cycle().take(gateways.len() * 4).enumerate();
         workers
             .map(|(worker, gateway)| {
@@ -91,7 +91,7 @@ async fn finish(gateway: &Gateway, end: End) {
 }
 
 /// Waits until `load` has done some more.
-async fn progress(load: &Load, more: usize) {
+pub(super) async fn progress(load: &Load, more: usize) {
     let until = load.done.load(Ordering::Relaxed) + more;
     within_deadline("deliveries end", async {
         while load.done.load(Ordering::Relaxed) < until {
@@ -131,7 +131,8 @@ async fn histories_are_whole(gateway: &Gateway, load: &Load) {
     }
 }
 
-async fn end(load: &Load, workers: Vec<tokio::task::JoinHandle<()>>, gateway: &Gateway) {
+/// Ends the load and judges what it has left.
+pub(super) async fn end(load: &Load, workers: Vec<tokio::task::JoinHandle<()>>, gateway: &Gateway) {
     load.stop.store(true, Ordering::Relaxed);
     for worker in workers {
         worker.await.unwrap();
@@ -146,14 +147,17 @@ async fn connections_broken_under_load_break_no_promise() {
     let gateways = [bench.open().await, bench.open().await];
     let load = Load::new();
     let workers = load.start(&gateways, 12);
-    for _ in 0..40 {
-        progress(&load, 3).await;
-        let (server, database) = (Arc::clone(&bench.server), bench.database.clone());
-        let kill = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-             WHERE datname = '{database}' AND application_name = 'spigate'"
-        );
-        tokio::task::spawn_blocking(move || server.sql("postgres", &kill)).await.unwrap();
+    let (killer, connection) =
+        tokio_postgres::connect(&bench.server.url("postgres"), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let kill = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+         WHERE datname = '{}' AND application_name = 'spigate' AND state = 'active'",
+        bench.database
+    );
+    for _ in 0..300 {
+        progress(&load, 1).await;
+        killer.batch_execute(&kill).await.unwrap();
     }
     end(&load, workers, &gateways[0]).await;
 }
