@@ -227,3 +227,16 @@ async fn a_file_that_is_removed_is_noticed_though_nobody_orders_anything() {
     let reply = gateway.wait_for_readyz(503).await;
     assert!(reply.text().contains("was removed or replaced while it was in use"), "{}", reply.text());
 }
+
+#[tokio::test]
+async fn what_a_removed_write_ahead_log_held_is_saved() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Gateway::over(&backend).await;
+    let order = create();
+    gateway.order(&order).await.assert_is(CREATED);
+    fs::remove_file(gateway.directory().path().join("spigate.db-wal")).unwrap();
+    gateway.wait_for_readyz(503).await;
+    gateway.restart().await;
+    gateway.order(&order).await.assert_is(CREATED);
+    assert_eq!(backend.count(), 1);
+}
