@@ -171,6 +171,8 @@ async fn what_may_not_be_written_is_named() {
         if (directory, file) == (0o555, 0o666) {
             fs::remove_file(format!("{}-lock", path.display())).unwrap();
         }
+        // Also puts the configuration where nothing can be put any more.
+        assert_eq!(setup.check().code, 0);
         fs::set_permissions(setup.directory().path(), mode(directory)).unwrap();
         let refusal = setup.refusal().await;
         fs::set_permissions(setup.directory().path(), mode(0o755)).unwrap();
