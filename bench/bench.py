@@ -59,6 +59,8 @@ def free_port():
 
 
 def pinned(core, command):
+    if core is None:
+        return command
     return ["taskset", "-c", str(core), *command] if shutil.which("taskset") and os.cpu_count() > 1 else command
 
 
@@ -134,15 +136,15 @@ http {{
     return Process(["nginx", "-p", path, "-c", config], core, os.path.join(path, "log"), port).use_worker()
 
 
-def spigate(directory, name, core, backend, send, access):
+def spigate(directory, name, core, backend, send, access, once=False):
     path = os.path.join(directory, name)
     os.makedirs(path)
-    port = free_port()
+    port, admin = free_port(), free_port()
     config = os.path.join(path, "spigate.toml")
     with open(config, "w", encoding="utf-8") as file:
         file.write(
             f"""listen.address = "127.0.0.1:{port}"
-admin.address = "127.0.0.1:{free_port()}"
+admin.address = "127.0.0.1:{admin}"
 log.access = {str(access).lower()}
 shutdown.delay = "0s"
 [[apps]]
@@ -150,7 +152,7 @@ name = "bench"
 path = "/spi"
 dialect = "qingcloud-appcenter"
 keys = [{{ id = "k", value = "{KEY}" }}]
-deliver_once = false
+deliver_once = {str(once).lower()}
 freshness.max_age = "36500d"
 [apps.backend]
 url = "http://127.0.0.1:{backend}/"
@@ -158,7 +160,7 @@ send = "{send}"
 """
         )
     process = Process([SPIGATE, "serve", "--config", config], core, os.path.join(path, "log"), port)
-    return process, port
+    return (process, port, admin) if once else (process, port)
 
 
 def load(core, url, connections, seconds):

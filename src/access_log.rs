@@ -3,7 +3,7 @@
 //! data (`docs/logging.md` has the list).
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use http::{Method, Uri};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Serializer;
-use serde_json::ser::Formatter;
 use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::raw::LogFormat;
 use crate::delivery::Outcome;
 use crate::exchange::Exchange;
+use crate::json;
 use crate::rejection::{Fault, Rejection};
 
 /// Longest path that is logged; strangers choose it.
@@ -73,6 +73,10 @@ struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    delivery: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
     outcome: &'static str,
     status: u16,
@@ -99,7 +103,7 @@ impl AccessLog {
         let mut text = Vec::with_capacity(512);
         match self.format {
             // Texts and numbers always serialize.
-            LogFormat::Json => drop(fields.serialize(&mut Serializer::with_formatter(&mut text, Inert))),
+            LogFormat::Json => drop(fields.serialize(&mut Serializer::with_formatter(&mut text, json::Inert))),
             LogFormat::Text => text.extend_from_slice(for_humans(&fields).as_bytes()),
         }
         text.push(b'\n');
@@ -129,6 +133,8 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         debug: exchange.debug,
         order_id: exchange.order_id.as_deref(),
         instance_id: exchange.instance_id.as_deref(),
+        delivery: exchange.recorded.map(|(key, _)| key.idempotency_key()),
+        attempt: exchange.recorded.map(|(_, attempt)| attempt),
         key: app.zip(exchange.key).map(|(app, key)| app.config.keys[key].id.as_str()),
         outcome: line.outcome.as_str(),
         status: line.status,
@@ -143,24 +149,6 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         }),
         duration_ms: milliseconds(line.took),
         backend_ms: exchange.backend_time.map(milliseconds),
-    }
-}
-
-/// JSON that no terminal takes for commands: DEL and the controls beyond ASCII (U+009B begins an
-/// escape sequence) are escaped too, which JSON does not ask for.
-struct Inert;
-
-impl Formatter for Inert {
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut plain = 0;
-        for (at, control) in fragment.match_indices(char::is_control) {
-            writer.write_all(&fragment.as_bytes()[plain..at])?;
-            for char in control.chars() {
-                write!(writer, "\\u{:04x}", u32::from(char))?;
-            }
-            plain = at + control.len();
-        }
-        writer.write_all(&fragment.as_bytes()[plain..])
     }
 }
 
@@ -188,6 +176,8 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("rule", fields.rule.as_ref().map(|value| value as _));
     put("order_id", fields.order_id.as_ref().map(|value| value as _));
     put("instance_id", fields.instance_id.as_ref().map(|value| value as _));
+    put("delivery", fields.delivery.as_ref().map(|value| value as _));
+    put("attempt", fields.attempt.as_ref().map(|value| value as _));
     put("debug", fields.debug.as_ref().map(|value| value as _));
     put("key", fields.key.as_ref().map(|value| value as _));
     put("duration_ms", Some(&fields.duration_ms));

@@ -273,10 +273,15 @@ fn describe(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// What is wrong with them.
 pub fn tls_config(config: &BackendConfig) -> Result<Option<Arc<ClientConfig>>, String> {
-    if !config.endpoint.tls {
-        return Ok(None);
-    }
-    let roots = match &config.ca_pem {
+    config.endpoint.tls.then(|| client_tls(config.ca_pem.as_deref()).map(Arc::new)).transpose()
+}
+
+/// TLS for a client that trusts these roots or, without any, the system's.
+///
+/// # Errors
+/// What is wrong with the roots.
+pub fn client_tls(ca_pem: Option<&[u8]>) -> Result<ClientConfig, String> {
+    let roots = match ca_pem {
         Some(pem) => {
             let mut roots = RootCertStore::empty();
             for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -292,12 +297,10 @@ pub fn tls_config(config: &BackendConfig) -> Result<Option<Arc<ClientConfig>>, S
     };
     // Always with this provider by name: a process with two would panic on the default one.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Some(Arc::new(config)))
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Reading the system's store takes milliseconds; once is enough for all apps.

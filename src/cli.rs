@@ -6,6 +6,7 @@ pub mod call;
 pub mod check_config;
 pub mod demo;
 pub mod explain;
+pub mod journal;
 pub mod serve;
 pub mod sign;
 pub mod signing;
@@ -41,6 +42,8 @@ enum Command {
     Call(call::Call),
     /// Show what a signed URL says, whether it verifies, and if not, why
     Explain(explain::Explain),
+    /// See what became of deliveries, and decide about those in doubt
+    Journal(journal::Journal),
     /// Report every problem of a configuration, or print its JSON schema
     CheckConfig(check_config::CheckConfig),
 }
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Sign(command) => command.run(),
         Command::Call(command) => command.run(),
         Command::Explain(command) => command.run(),
+        Command::Journal(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::Receipt;
+use crate::journal::key::DeliveryKey;
 use crate::rejection::Rejection;
 
 /// How a request ended: label of metrics, field of the access log (`design.md`).
@@ -61,6 +62,8 @@ pub struct Delivery {
     pub instance_id: Option<String>,
     /// How long the backend took.
     pub backend_time: Option<Duration>,
+    /// Which delivery it is in the journal, and which of its attempts this was.
+    pub recorded: Option<(DeliveryKey, u32)>,
     /// Whom to tell that the platform was answered with success, where that is not known yet.
     pub receipt: Option<Receipt>,
 }
@@ -73,6 +76,7 @@ impl Delivery {
             answer: Err(rejection),
             instance_id: None,
             backend_time: None,
+            recorded: None,
             receipt: None,
         }
     }
@@ -89,6 +93,6 @@ impl Delivery {
 
     /// An answer in the backend's words.
     pub fn answered(outcome: Outcome, body: Bytes, instance_id: Option<String>) -> Self {
-        Self { outcome, answer: Ok(body), instance_id, backend_time: None, receipt: None }
+        Self { outcome, answer: Ok(body), instance_id, backend_time: None, recorded: None, receipt: None }
     }
 }

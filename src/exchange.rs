@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::app::App;
 use crate::delivery::{Delivery, Outcome};
 use crate::journal::Receipt;
+use crate::journal::key::DeliveryKey;
 use crate::rejection::Rejection;
 use crate::stage::contract::Checked;
 
@@ -31,6 +32,8 @@ pub struct Exchange {
     pub outcome: Option<Outcome>,
     /// How long the backend took.
     pub backend_time: Option<Duration>,
+    /// Which delivery it is in the journal, and the attempt.
+    pub recorded: Option<(DeliveryKey, u32)>,
     /// Whom to tell once the platform was answered.
     pub receipt: Option<Receipt>,
 }
@@ -51,6 +54,7 @@ impl Exchange {
     pub fn conclude(&mut self, delivery: &Delivery) {
         self.outcome = Some(delivery.outcome);
         self.backend_time = delivery.backend_time;
+        self.recorded = delivery.recorded;
         self.receipt.clone_from(&delivery.receipt);
         if delivery.instance_id.is_some() {
             self.instance_id.clone_from(&delivery.instance_id);

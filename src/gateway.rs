@@ -26,7 +26,7 @@ use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Exchange, Verdict};
 use crate::journal::entry::{Ask, Lifecycle};
-use crate::journal::key::{self, DeliveryKey, Fingerprint, Lookalike, Origin};
+use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
@@ -182,6 +182,7 @@ impl Gateway {
             origin: Origin::of(&config.name, dialect, request, checked.signature()),
             lookalike: lookalike.flatten(),
             fingerprint,
+            extras: Extras::of(dialect, request),
             app: config.name.clone(),
             action: request.action(dialect).name.clone(),
             debug: request.is_debug(dialect),

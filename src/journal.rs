@@ -4,6 +4,7 @@
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
 //! - `outcome.rs`: between the gateway's words and the journal's (pure)
+//! - `visit.rs`, `view.rs`, `redact.rs`: for those who look at it from outside
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 //! - `vault.rs`: replies at rest are sealed
 //! - `health.rs`: whether the journal can be used
@@ -18,11 +19,16 @@ pub mod key;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod redact;
 pub mod retention;
 pub mod running;
 pub mod sqlite;
 pub mod store;
 pub mod vault;
+pub mod view;
+pub mod visit;
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,11 +36,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use prometheus::IntGaugeVec;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
 use crate::config::journal::{JournalConfig, Location};
-use crate::config::scalar::Secret;
 use crate::metrics::Metrics;
 use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
 use health::Health;
@@ -44,7 +53,7 @@ use memory::MemoryStore;
 use running::RunningClaim;
 use sqlite::SqliteStore;
 use store::{Answer, Store, Unavailable};
-use vault::{Opened, Vault};
+use vault::{LockedOut, Opened, Vault};
 
 /// The journal of a serving process.
 pub struct Journal {
@@ -55,6 +64,12 @@ pub struct Journal {
     /// This process, in claims.
     gateway: String,
     claims: AtomicI64,
+    /// The apps whose replies cannot all be opened, as they were last told of.
+    locked_out: watch::Sender<Vec<LockedOut>>,
+    /// Receipts that are being written.
+    receipts: TaskTracker,
+    /// The apps that it is for.
+    apps: Vec<String>,
     /// What of the configuration it keeps to.
     pub config: JournalConfig,
 }
@@ -65,6 +80,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried while something is.
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
+/// How long the end of the process waits for the last receipts.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a journal that neither does it nor fails may take, until it counts as not available.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a scrape waits for the journal's counts.
@@ -77,6 +94,8 @@ impl Journal {
     /// What is wrong with it and what to do about it.
     pub async fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Self>, String> {
         let gateway = random_name()?;
+        #[cfg_attr(not(feature = "postgres"), allow(unused_mut, reason = "only a server can be out of reach"))]
+        let mut trouble = None;
         let store: Arc<dyn Store> = match &config.journal.location {
             Location::Memory => Arc::new(MemoryStore::default()),
             Location::Sqlite(path) => {
@@ -91,24 +110,43 @@ impl Journal {
                 }
                 Arc::new(store)
             }
-            Location::Postgres(_) => return Err("not yet".to_owned()),
+            #[cfg(feature = "postgres")]
+            Location::Postgres(url) => {
+                let store = postgres::PostgresStore::new(url, gateway.clone(), config.journal.lease)
+                    .map_err(|error| format!("journal.url: {error}"))?;
+                match store.open().await {
+                    Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("journal.url: {warning}")),
+                    Err(postgres::OpenError::Refused(error)) => return Err(format!("journal.url: {error}")),
+                    // A server that is not there yet is no reason not to start: /readyz tells.
+                    Err(postgres::OpenError::Unreachable(error)) => trouble = Some(Unavailable::new(error)),
+                }
+                Arc::new(store)
+            }
+            #[cfg(not(feature = "postgres"))]
+            Location::Postgres(_) => return Err("this spigate was built without the feature postgres".to_owned()),
         };
-        let apps = config.apps.iter().map(|app| {
-            let keys = app.keys.iter().map(|key| key.secret.clone());
-            (app.name.clone(), keys.collect::<Vec<Secret>>())
-        });
-        let vault = Vault::new(apps, config.journal.encryption_key.as_ref());
-        let journal = Arc::new(Self {
+        let journal = Self::over(store, gateway, config, metrics);
+        match trouble {
+            Some(trouble) => journal.health.failed(&trouble),
+            None => journal.unlock().await,
+        }
+        Ok(journal)
+    }
+
+    /// A journal over a store that is open.
+    pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
             store,
-            vault,
+            vault: Vault::of(config),
             metrics,
             health: Health::default(),
             gateway,
             claims: AtomicI64::new(0),
+            locked_out: watch::Sender::default(),
+            receipts: TaskTracker::new(),
+            apps: config.apps.iter().map(|app| app.name.clone()).collect(),
             config: config.journal.clone(),
-        });
-        journal.unlock().await;
-        Ok(journal)
+        })
     }
 
     /// Whether the journal can be used, and since when not.
@@ -189,11 +227,11 @@ impl Journal {
     pub async fn count(&self) {
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
-        self.metrics.unconfirmed_deliveries.reset();
-        self.metrics.unanswered_deliveries.reset();
-        for count in counts {
-            self.metrics.unconfirmed_deliveries.with_label_values(&[&count.app]).set(count.unconfirmed);
-            self.metrics.unanswered_deliveries.with_label_values(&[&count.app]).set(count.unanswered);
+        for app in &self.apps {
+            let known = counts.iter().find(|counts| counts.app == *app);
+            let set = |gauge: &IntGaugeVec, value: Option<i64>| gauge.with_label_values(&[app]).set(value.unwrap_or(0));
+            set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));
+            set(&self.metrics.unanswered_deliveries, known.map(|counts| counts.unanswered));
         }
     }
 
@@ -236,8 +274,12 @@ impl Journal {
     async fn unlock(&self) {
         match self.vault.unlock(&*self.store, clock::now()).await {
             Ok(locked_out) => {
-                for app in locked_out {
-                    tracing::error!(app = app.app, "{app}");
+                // Said once, and again when it changes: it may stay so for as long as the history.
+                if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out)
+                {
+                    for app in &locked_out {
+                        tracing::error!(app = app.app, "{app}");
+                    }
                 }
             }
             Err(unavailable) => self.health.failed(&unavailable),
@@ -246,6 +288,8 @@ impl Journal {
 
     /// Gives up what this process holds.
     pub async fn close(&self) {
+        self.receipts.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.receipts.wait()).await;
         // What it could not give up, others take when its lease has passed.
         let _ = self.timed("close", self.store.close()).await;
     }
@@ -304,7 +348,13 @@ impl Receipt {
     /// The platform is being answered with success.
     pub fn given(&self) {
         let Self { journal, key } = self.clone();
-        tokio::spawn(async move { journal.answered(key).await });
+        let tasks = journal.receipts.clone();
+        let mut answered = Box::pin(async move { journal.answered(key).await });
+        // On its way before the answer is: whoever has that may ask for the same once more at
+        // once, and must not be taken for somebody who was never answered.
+        if (&mut answered).now_or_never().is_none() {
+            tasks.spawn(answered);
+        }
     }
 }
 

@@ -8,8 +8,10 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::io;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::ser::Formatter;
 
 /// Why a document was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +159,30 @@ pub fn ascii(document: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
+}
+
+/// Whether a character could move a terminal's cursor, or hide or turn around other text.
+pub fn is_unseen(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Writes JSON that no terminal takes for commands: DEL and the controls beyond ASCII (U+009B
+/// begins an escape sequence) are escaped too, which JSON does not ask for.
+pub struct Inert;
+
+impl Formatter for Inert {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, unseen) in fragment.match_indices(is_unseen) {
+            writer.write_all(&fragment.as_bytes()[plain..at])?;
+            for char in unseen.chars() {
+                write!(writer, "\\u{:04x}", u32::from(char))?;
+            }
+            plain = at + unseen.len();
+        }
+        writer.write_all(&fragment.as_bytes()[plain..])
+    }
 }
 
 /// One value of the document, on its way through serde.

@@ -112,6 +112,8 @@ pub fn unheard(request_id: &HeaderValue, story: &Exchange, delivery: &Delivery) 
         action,
         debug = story.debug,
         order_id = story.order_id,
+        delivery = delivery.recorded.map(|(key, _)| key.idempotency_key()),
+        attempt = delivery.recorded.map(|(_, attempt)| attempt),
         instance_id = delivery.instance_id.as_ref().or(story.instance_id.as_ref()),
         outcome = delivery.outcome.as_str(),
         code = rejection.map(Rejection::code),

@@ -6,7 +6,15 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use spigate::config::scalar::Secret;
+use spigate::journal::entry::{Ask, Claimant, End, Ending, Lifecycle, Reason};
+use spigate::journal::key::{DeliveryKey, Fingerprint, Origin};
+use spigate::journal::sqlite::SqliteStore;
+use spigate::journal::store::{Archive as _, Deliveries as _, Filter};
+use spigate::journal::vault::{Opened, Vault};
 
 const KEY: &str = "m7Zt+Q4vX/0nWc8yRk1LhJpE2sDgUaFb";
 const PUBLISHED_KEY: &str = "2UNHjKQE9u6A4np4kI++o5iXPcn3cA6yZjDEdHN3iXfDFwCRaKtCQHSLT9HdeF+1";
@@ -239,7 +247,278 @@ fn call_fails_where_the_platform_would_come_again() {
 #[test]
 fn help_names_every_command() {
     let text = out(&spigate(&["--help"]));
-    for command in ["serve", "demo", "sign", "call", "explain", "check-config"] {
+    for command in ["serve", "demo", "sign", "call", "explain", "journal", "check-config"] {
         assert!(text.contains(command), "{text}");
     }
+}
+
+/// A journal in a file, its configuration, and what a gateway recorded in it.
+struct JournalFile {
+    directory: PathBuf,
+    config: Temporary,
+    /// Serves from the file for as long as the test looks at it.
+    store: SqliteStore,
+    vault: Vault,
+    runtime: tokio::runtime::Runtime,
+}
+
+const PASSWORD: &str = "hunter2";
+
+impl JournalFile {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("spigate-cli-{}-journal-{name}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("spigate.db");
+        let config = Temporary::new(&format!(
+            "[journal]\nurl = \"sqlite:{}\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\n\
+             dialect = \"qingcloud-appcenter\"\nkeys = [{{ id = \"k\", value = \"{KEY}\" }}]\n\
+             [apps.backend]\nurl = \"http://127.0.0.1:9\"\n",
+            file.display()
+        ));
+        Self {
+            store: SqliteStore::serve(&file, |_| {}).unwrap(),
+            vault: Vault::new([("crm".to_owned(), vec![Secret::new(KEY)])], None),
+            runtime: tokio::runtime::Runtime::new().unwrap(),
+            directory,
+            config,
+        }
+    }
+
+    fn reply(instance: &str) -> String {
+        let password = format!(r#"{{"admin":{{"password":"{PASSWORD}"}}}}"#);
+        format!(r#"{{"success":true,"instanceId":"{instance}","appInfo":{password}}}"#)
+    }
+
+    /// Delivers a purchase; confirmed if it makes an instance, else unconfirmed. Its id.
+    fn deliver(&self, number: u16, order: &str, instance: Option<&str>) -> String {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        let now = spigate::clock::now();
+        let ask = Arc::new(Ask {
+            base: DeliveryKey::from_slice(&bytes).unwrap(),
+            origin: Origin::from_slice(&bytes).unwrap(),
+            lookalike: None,
+            fingerprint: Fingerprint::from_slice(&bytes).unwrap(),
+            extras: spigate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
+            app: "crm".into(),
+            action: "CreateAppInstance".into(),
+            debug: false,
+            order_id: Some(order.to_owned()),
+            instance_id: None,
+            user_id: None,
+            lifecycle: Lifecycle::None,
+            hold: true,
+            instance_must_be_new: true,
+            claimant: Claimant { gateway: "gw".into(), number: i64::from(number) },
+            request_id: "r".into(),
+            now,
+        });
+        self.runtime.block_on(async {
+            let entry = self.store.claim(Arc::clone(&ask)).await.unwrap().entry;
+            let ending = match instance {
+                Some(instance) => {
+                    let reply = Self::reply(instance);
+                    let reply = self.vault.seal(&self.store, "crm", &entry.key, reply.as_bytes(), now).await.unwrap();
+                    Ending::Confirmed { instance_id: Some(instance.to_owned()), reply }
+                }
+                None => Ending::Unconfirmed(Reason { code: "backend_timeout".into(), ..Reason::default() }),
+            };
+            let end = End { ask, key: entry.key, cycle: 0, attempt: 1, began_at: now, ending, now };
+            self.store.finish(Arc::new(end)).await.unwrap();
+            entry.key.idempotency_key()
+        })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spigate"));
+        command.arg("journal").args(arguments).args(["--config", self.config.path()]);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+}
+
+impl Drop for JournalFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn the_journal_is_looked_at_beside_its_gateway() {
+    let journal = JournalFile::new("look");
+    let done = journal.deliver(1, "o-1", Some("i-1"));
+    let doubt = journal.deliver(2, "o-2", None);
+    let listed = out(&journal.run(&["list"]));
+    assert!(listed.lines().count() == 3 && listed.contains(&done) && listed.contains(&doubt), "{listed}");
+    let listed = out(&journal.run(&["list", "--outcome", "unanswered", "--since", "1h", "--format", "json"]));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0]["id"], done.as_str());
+    let none = journal.run(&["list", "--until", "1h", "--app", "erp"]);
+    assert!(none.status.success() && none.stdout.is_empty());
+    assert!(err(&none).contains("no app called erp"), "{}", err(&none));
+
+    let shown = out(&journal.run(&["show", &done[..8]]));
+    assert!(shown.contains("\"password\": \"(redacted)\"") && !shown.contains(PASSWORD), "{shown}");
+    assert!(out(&journal.run(&["show", "--order", "o-1", "--reveal"])).contains(PASSWORD));
+    assert_eq!(journal.run(&["show", "--order", "o-9"]).status.code(), Some(1));
+    assert_eq!(journal.run(&["show", "0123456789"]).status.code(), Some(1));
+    assert_eq!(journal.run(&["show"]).status.code(), Some(2));
+    assert_eq!(journal.run(&["show", "%"]).status.code(), Some(2));
+    assert_eq!(journal.run(&["list", "--outcome", "lost"]).status.code(), Some(2));
+
+    let exported = out(&journal.run(&["export"]));
+    assert!(exported.lines().count() == 2 && !exported.contains(PASSWORD), "{exported}");
+    assert!(exported.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    let pruned = journal.run(&["prune"]);
+    assert_eq!(out(&pruned), "removed 0 replies, 0 deliveries, and 0 rows about instances\n");
+}
+
+#[test]
+fn an_operator_decides_about_a_delivery_in_doubt() {
+    let journal = JournalFile::new("resolve");
+    let done = journal.deliver(1, "o-1", Some("i-1"));
+    let doubt = journal.deliver(2, "o-2", None);
+    let resolve = |id: &str, decision: &[&str], input: &str| {
+        let mut command = journal.command(&["resolve", id]);
+        let mut child =
+            command.args(decision).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A command that is refused may not read it.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    };
+    for (arguments, code, said) in [
+        (&["--retry", "--failed"][..], 2, "cannot be used with"),
+        (&[], 2, "required"),
+        (&["--done"], 2, "--reply"),
+        (&["--retry", "--message", "x"], 2, "cannot be used with"),
+        (&["--retry", "--reply", "-"], 2, "cannot be used with"),
+        (&["--done", "--reply", "/nonexistent"], 2, "cannot be read"),
+        (&["--done", "--reply", "-"], 1, "instance_id_missing"),
+    ] {
+        let output = resolve(&doubt, arguments, r#"{"success":true}"#);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", err(&output));
+        assert!(err(&output).contains(said), "{arguments:?}: {}", err(&output));
+    }
+    let output = resolve(&done, &["--retry"], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("is done"), "{}", err(&output));
+
+    let output = resolve(&doubt[..10], &["--done", "--reply", "-"], &JournalFile::reply("i-2"));
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(out(&output).contains("the next copy gets this reply"), "{}", out(&output));
+    // The gateway that serves from the file sees it, and can open the reply.
+    let replayed = journal.runtime.block_on(async {
+        let filter = Filter { order_id: Some("o-2".into()), ..Filter::default() };
+        let entry = journal.store.list(filter, None, 1).await.unwrap().remove(0).entry;
+        assert_eq!(entry.confirmation.as_ref().unwrap().instance_id.as_deref(), Some("i-2"));
+        journal.vault.open(&journal.store, "crm", &entry.key, entry.reply.as_ref().unwrap()).await.unwrap()
+    });
+    assert!(replayed == Opened::Reply(JournalFile::reply("i-2").into()));
+}
+
+#[test]
+fn a_journal_that_nobody_can_look_at_is_explained() {
+    let app = "[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"qingcloud-appcenter\"\n\
+               keys = [{ id = \"k\", value = \"v\" }]\n[apps.backend]\nurl = \"http://127.0.0.1:9\"\n";
+    for (url, said) in [
+        ("memory:", "cannot be looked at from outside"),
+        ("sqlite:/nonexistent/spigate.db", "there is no such journal"),
+    ] {
+        let config = Temporary::new(&format!("[journal]\nurl = \"{url}\"\n{app}"));
+        for command in [&["list"][..], &["export"], &["prune"], &["show", "012345"], &["resolve", "012345", "--retry"]]
+        {
+            let output = spigate(&[&["journal"], command, &["--config", config.path()]].concat());
+            assert_eq!(output.status.code(), Some(2), "{command:?}");
+            assert!(err(&output).contains(said), "{command:?}: {}", err(&output));
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_an_export_in_peace() {
+    let journal = JournalFile::new("pipe");
+    // More than any pipe holds.
+    for number in 0..300 {
+        journal.deliver(number, &"o".repeat(1_000), Some(&format!("i-{number}")));
+    }
+    for command in ["export", "list"] {
+        let mut child = journal.command(&[command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", err(&output));
+        assert!(!err(&output).contains("panicked"), "{}", err(&output));
+    }
+}
+
+#[test]
+fn journal_help_says_what_can_be_asked_and_decided() {
+    let help = |command: &[&str]| {
+        let mut spigate = Command::new(env!("CARGO_BIN_EXE_spigate"));
+        out(&spigate.env("COLUMNS", "100").arg("journal").args(command).arg("--help").output().unwrap())
+    };
+    insta::assert_snapshot!(help(&[]), @r"
+    See what became of deliveries, and decide about those in doubt
+
+    Usage: spigate journal <COMMAND>
+
+    Commands:
+      list     List deliveries, latest first
+      show     Show everything about a delivery: its attempts, decisions and reply
+      export   Print deliveries with their replies as JSON, one a line, latest first
+      resolve  Decide what becomes of a delivery that may have been executed
+      prune    Remove now what is older than journal.retain_replies and journal.retain_history
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help  Print help
+    ");
+    insta::assert_snapshot!(help(&["list"]), @r"
+    List deliveries, latest first
+
+    Usage: spigate journal list [OPTIONS] --config <FILE>
+
+    Options:
+          --config <FILE>        The configuration file that the gateway serves with: it names the
+                                 journal, and its keys open the replies
+          --app <APP>            Of this app
+          --action <ACTION>      With this action, as the platform calls it
+          --order <NUMBER>       With this order number
+          --instance <ID>        About this instance, or that made it
+          --user <ID>            Of this customer
+          --outcome <OUTCOME>    What became of them: where they stand (running, open, unconfirmed,
+                                 done, closed), how any attempt ended (confirmed, refused, failed,
+                                 duplicate_confirmed), or unanswered: confirmed by the backend, never
+                                 answered to the platform
+          --since <TIME>         Received at or after this time: RFC 3339, or a duration like 2h or 7d
+                                 for so long ago
+          --until <TIME>         Received before this time
+          --limit <NUMBER>       Most deliveries to list [default: 50]
+          --format <table|json>  As a table, or as one JSON array for programs [default: table]
+      -h, --help                 Print help
+    ");
+    insta::assert_snapshot!(help(&["resolve"]), @r"
+    Decide what becomes of a delivery that may have been executed
+
+    Usage: spigate journal resolve [OPTIONS] --config <FILE> <--retry|--done|--failed> <ID>
+
+    Arguments:
+      <ID>  Its Idempotency-Key, or the first digits of it
+
+    Options:
+          --config <FILE>   The configuration file that the gateway serves with: it names the journal,
+                            and its keys open the replies
+          --retry           It was not executed, or may be once more: forward the next copy
+          --done            It was executed: answer the next copy with --reply, without calling the
+                            backend
+          --failed          It failed for good: refuse every copy with --message
+          --reply <FILE>    With --done: the file with the reply that the backend gave or would have
+                            given; - reads standard input. Shells keep passwords in their history:
+                            prefer a file
+          --message <TEXT>  With --failed: what the platform is told
+      -h, --help            Print help
+    ");
 }

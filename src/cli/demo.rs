@@ -14,7 +14,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use jiff::{SignedDuration, Timestamp};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use self::backend::{BROKEN, SampleBackend};
+use self::backend::{BROKEN, SLOW, SampleBackend};
 use super::signing::{DialectArgs, curl_of};
 use super::{Failure, terminal};
 use crate::clock;
@@ -130,7 +130,7 @@ impl Demo {
             gateway.admin
         ));
         terminal::say(&format!(
-            "\nOne more signed request, good for five minutes:\n{}",
+            "\nThe purchase once more, signed anew and good for five minutes; the journal answers it:\n{}",
             curl_of(&again, Placement::Query)
         ));
         terminal::say("\nCtrl-C ends.");
@@ -169,7 +169,15 @@ impl Script<'_> {
             if self.dialect.action_of(kind).is_some() {
                 steps.push(self.step(title, kind)?);
             }
+            if kind == ActionKind::Create {
+                let title = "The same purchase again: the recorded answer";
+                steps.push(Step { delivered: false, ..self.step(title, kind)? });
+            }
         }
+        let slow = Step { path: SLOW, ..self.step("Purchase at a slow backend: it runs on", ActionKind::Create)? };
+        steps.push(Step { expected: (504, Some("backend_timeout")), ..slow });
+        let title = "Its retry: the late answer, no second call";
+        steps.push(Step { path: SLOW, delivered: false, ..self.step(title, ActionKind::Create)? });
         steps.push(Step {
             content: Content::Flipped,
             ..self.refused("the signature was changed", (401, "signature_invalid"))?
@@ -284,22 +292,27 @@ fn random_key() -> Result<String, Failure> {
 }
 
 /// The demo's configuration: one app for the published request, whose age is years, one for
-/// fresh requests, one with a backend that breaks the contract.
+/// fresh requests, one with a backend that breaks the contract, one with a backend that is slower
+/// than the platform is patient.
 fn configuration(dialect: &Dialect, listen: &str, backend: &str, secret: &str) -> Result<Config, Failure> {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let mut text = format!("listen.address = {}\nadmin.address = \"127.0.0.1:0\"\n", quote(listen));
+    let mut text =
+        format!("listen.address = {}\nadmin.address = \"127.0.0.1:0\"\njournal.url = \"memory:\"\n", quote(listen));
     let mut app = |name: &str, path: &str, target: &str, key: &str, max_age: &str| {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
             "[[apps]]\nname = \"{name}\"\npath = \"{path}\"\ndialect = {}\nkeys = [{{ id = \"{name}\", value = {} }}]\n\
-             [apps.freshness]\nmax_age = \"{max_age}\"\n[apps.backend]\nurl = \"{backend}{target}\"\n",
+             [apps.freshness]\nmax_age = \"{max_age}\"\n[apps.backend]\nurl = \"{backend}{target}\"\n\
+             answer_within = \"{}\"\nconnect_timeout = \"1s\"\n",
             quote(&dialect.name),
             quote(key),
+            if target == SLOW { "1s" } else { "13s" },
         );
     };
     app("demo", "/spi", "/internal/spi", secret, "5m");
     app("broken", BROKEN, BROKEN, secret, "5m");
+    app("slow", SLOW, SLOW, secret, "5m");
     if let Some(published) = dialect.published.first() {
         app("published", "/published", "/internal/spi", &published.key, "36500d");
     }

@@ -1,12 +1,22 @@
 //! The only place that prints: text from elsewhere reaches the terminal without control
 //! characters.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
+
+use crate::json;
 
 /// Prints a line to standard output.
 pub fn say(line: &str) {
     // A closed pipe is the reader's choice, not a failure.
-    let _ = writeln!(anstream::stdout(), "{line}");
+    let _ = write(line);
+}
+
+/// Prints a line to standard output, for who has to know whether that went well.
+///
+/// # Errors
+/// A pipe that was closed, a disk that is full.
+pub fn write(line: &str) -> io::Result<()> {
+    writeln!(anstream::stdout(), "{line}")
 }
 
 /// Prints a message to standard error.
@@ -17,8 +27,7 @@ pub fn complain(message: &str) {
 /// Text from elsewhere, with everything that could move a cursor or hide text escaped.
 pub fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
-        let is_bidi = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if char.is_control() || is_bidi {
+        if json::is_unseen(char) {
             out.extend(char.escape_default());
         } else {
             out.push(char);

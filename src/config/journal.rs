@@ -89,12 +89,96 @@ impl Validator<'_> {
             return Location::Sqlite(self.base.join(path).components().collect());
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            if !cfg!(feature = "postgres") {
-                self.problem("journal.url", "this spigate was built without the feature postgres");
+            let url = Secret::new(url);
+            if let Err(problem) = check_postgres(&url) {
+                self.problem("journal.url", &problem);
             }
-            return Location::Postgres(Secret::new(url));
+            return Location::Postgres(url);
         }
         self.problem("journal.url", "must begin with sqlite: or postgres://, or be memory:");
         Location::Memory
+    }
+}
+
+/// What is wrong with a URL; never a part of it.
+#[cfg(feature = "postgres")]
+fn check_postgres(url: &Secret) -> Result<(), String> {
+    crate::journal::postgres::PostgresStore::new(url, String::new(), SHORTEST_LEASE).map(drop)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn check_postgres(_: &Secret) -> Result<(), String> {
+    Err("this spigate was built without the feature postgres".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::source::Sources;
+    use crate::config::{self, Config};
+    use crate::dialect::builtin;
+
+    fn load(journal: &str) -> Result<Config, Vec<String>> {
+        let text = format!(
+            "[journal]\n{journal}\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{}\"\n\
+             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n",
+            builtin::load().unwrap()[0].name
+        );
+        let sources = Sources { file: "test".into(), text, ..Sources::default() };
+        let config = config::load(&sources, Path::new("/etc/spigate"));
+        config.map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_url_names_one_of_three_places() {
+        let location = |url: &str| load(&format!("url = \"{url}\"")).unwrap().journal.location;
+        for (url, path) in [
+            ("sqlite:./a.db", "/etc/spigate/./a.db"),
+            ("sqlite:/var/lib/a.db", "/var/lib/a.db"),
+            ("sqlite:///var/lib/a.db", "/var/lib/a.db"),
+        ] {
+            assert!(matches!(location(url), Location::Sqlite(known) if known == Path::new(path)), "{url}");
+        }
+        assert!(matches!(location("memory:"), Location::Memory));
+        assert!(matches!(load("").unwrap().journal.location, Location::Sqlite(_)));
+        #[cfg(feature = "postgres")]
+        assert!(matches!(location("postgres://u:hush@db/x"), Location::Postgres(_)));
+    }
+
+    #[test]
+    fn memory_is_warned_of_and_a_file_is_not() {
+        let warned =
+            |config: &Config| config.warnings.iter().any(|warning| warning.to_string().contains("journal.url"));
+        assert!(warned(&load("url = \"memory:\"").unwrap()));
+        assert!(!warned(&load("").unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_said_with_its_place() {
+        for (journal, expected) in [
+            ("url = \"mysql://x\"", "journal.url: must begin with"),
+            ("url = \"memory:x\"", "journal.url: must begin with"),
+            ("url = \"sqlite:\"", "journal.url: must name a file"),
+            ("url = \"sqlite::memory:\"", "journal.url: must name a file"),
+            ("url = \"sqlite:a.db?mode=ro\"", "journal.url: must name a file"),
+            #[cfg(feature = "postgres")]
+            ("url = \"postgres://u:hush@db:port/x\"", "journal.url: "),
+            #[cfg(feature = "postgres")]
+            ("url = \"postgres://u:hush@db/x?sslmode=perhaps\"", "journal.url: "),
+            ("lease = \"10\"", "journal.lease: is not a duration"),
+            ("lease = \"200ms\"", "journal.lease: must be at least 1s"),
+            ("retain_replies = \"0s\"", "journal.retain_replies: must be more than zero"),
+            ("retain_history = \"1d\"", "journal.retain_history: must not be shorter"),
+            ("lifecycle_replay = \"soon\"", "journal.lifecycle_replay: is not a duration"),
+            ("encryption_key = { value = \"short\" }", "journal.encryption_key.value: must have at least 32"),
+            ("encryption_key = { file = \"/none\" }", "journal.encryption_key.file: cannot be read"),
+            ("encryption_key = {}", "journal.encryption_key: must have exactly one"),
+        ] {
+            let problems = load(journal).unwrap_err().join("\n");
+            assert!(problems.contains(expected), "{journal}: {problems}");
+            assert!(!problems.contains("short\"") && !problems.contains("hush"), "{problems}");
+        }
     }
 }

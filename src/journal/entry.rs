@@ -7,7 +7,7 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+use super::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
 /// A request for a delivery: what is to be delivered, and how the app wants it.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Ask {
     pub lookalike: Option<Lookalike>,
     /// Its content.
     pub fingerprint: Fingerprint,
+    /// What of it does not count.
+    pub extras: Extras,
     /// The app.
     pub app: String,
     /// The action's name.
@@ -80,6 +82,8 @@ pub struct Entry {
     pub lookalike: Option<Lookalike>,
     /// Its content.
     pub fingerprint: Fingerprint,
+    /// What of its first copy does not count.
+    pub extras: Extras,
     /// The app.
     pub app: String,
     /// The action's name.

@@ -47,6 +47,10 @@ digest! {
     Fingerprint
 }
 digest! {
+    /// What of a request does not count: copies of one order may differ in it.
+    Extras
+}
+digest! {
     /// The order behind a delivery: the same for its trial run and the real one.
     Origin
 }
@@ -80,6 +84,27 @@ impl DeliveryKey {
     /// before and after any restart.
     pub fn idempotency_key(&self) -> String {
         hex(&self.0[..16])
+    }
+}
+
+impl Extras {
+    /// The extras of a request: documented fields that the dialect leaves out of the fingerprint,
+    /// and what nobody documented.
+    pub fn of(dialect: &Dialect, request: &SpiRequest) -> Self {
+        let mut hash = Parts::new("spigate extras 1");
+        for (name, value) in request.documented(dialect) {
+            if let Value::Text(text) | Value::Object(text) = value
+                && dialect.field_index(name).is_some_and(|field| !dialect.fields[field].in_fingerprint)
+            {
+                hash.put(name.as_bytes());
+                hash.put(text.as_bytes());
+            }
+        }
+        for param in request.undocumented(dialect) {
+            hash.put(param.name.as_bytes());
+            hash.put(param.value.as_bytes());
+        }
+        Self(hash.finish())
     }
 }
 
@@ -247,6 +272,9 @@ mod tests {
         let dialect = &builtin::load().unwrap()[1];
         let print = |change: &[(&str, &str)]| Fingerprint::of(dialect, &request(dialect, change));
         assert_eq!(print(&[]), print(&[("debug", "1"), ("unknown", "x")]));
+        let extras = |change: &[(&str, &str)]| Extras::of(dialect, &request(dialect, change));
+        assert_eq!(extras(&[]), extras(&[("debug", "1"), ("spec", "other")]));
+        assert_ne!(extras(&[]), extras(&[("unknown", "x")]));
         assert_ne!(print(&[]), print(&[("spec", "other")]));
         assert_ne!(print(&[]), print(&[("duration", "1_month")]));
         assert_ne!(print(&[]), print(&[("instance_id", "i-2")]));

@@ -103,9 +103,14 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
         lose(&mut entry, LEASE_LOST, ask.now);
     }
     match entry.state {
+        // Asked again, because whoever asks did not hear that the claim was recorded.
+        State::Running if entry.latest.claimant == ask.claimant => keep(Decision::Forward, entry),
         State::Running => keep(Decision::Join, entry),
         State::Done => match ask.lifecycle {
-            Lifecycle::Ends { replay_for } if is_older(&entry, replay_for, ask.now) => Step::NextCycle,
+            // Without an instance there is no cycle to raise.
+            Lifecycle::Ends { replay_for } if ask.instance_id.is_some() && is_older(&entry, replay_for, ask.now) => {
+                Step::NextCycle
+            }
             _ => keep(Decision::Replay, entry),
         },
         State::Closed => keep(Decision::Refuse, entry),
@@ -174,8 +179,7 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
             (AttemptOutcome::Unconfirmed, Some(reason), Some(id))
         }
         Ending::Confirmed { instance_id, .. } if entry.state == State::Done => {
-            let recorded = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
-            let same = recorded == instance_id.as_ref();
+            let same = confirmed_instance(&entry) == instance_id.as_ref();
             let outcome = if same { AttemptOutcome::Confirmed } else { AttemptOutcome::Duplicate };
             (outcome, None, instance_id.as_ref())
         }
@@ -193,12 +197,29 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
         instance_id: instance_id.cloned(),
     };
 
-    let is_latest = entry.latest.number == end.attempt;
+    // A store that has lost its last moments may have given the same number away again.
+    let is_latest = entry.latest.number == end.attempt && entry.latest.claimant == end.ask.claimant;
+    let is_unknown = !is_latest && earlier.is_none();
+    let recorded = if is_latest { Some(&entry.latest) } else { earlier.as_ref() };
+    if recorded.is_some_and(|attempt| attempt.ended.as_ref() == Some(&ended)) {
+        // Told again, because whoever tells did not hear that it was recorded. What has become of
+        // the delivery since then (the operator's decision, say) stays.
+        let finished = match (entry.state, &end.ending) {
+            (State::Done, _) if outcome == AttemptOutcome::Duplicate => Finished::Duplicate,
+            (State::Done, Ending::Confirmed { reply, .. }) if entry.reply.as_ref() == Some(reply) => Finished::Recorded,
+            (State::Done, _) => Finished::AlreadyDone,
+            _ if reused => Finished::InstanceReused,
+            _ => Finished::Recorded,
+        };
+        return (finished, entry, Change::default());
+    }
     let mut change = Change { entry: true, ..Change::default() };
+    let retried = entry.state == State::Open
+        && entry.latest.ended.as_ref().is_some_and(|ended| ended.outcome == AttemptOutcome::Unconfirmed);
     if is_latest {
         entry.latest.ended_at = Some(end.now);
         entry.latest.ended = Some(ended);
-    } else {
+    } else if entry.latest.number != end.attempt {
         let attempt = earlier.unwrap_or_else(|| Attempt {
             number: end.attempt,
             claimant: end.ask.claimant.clone(),
@@ -229,15 +250,23 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
                 change.instance.clone_from(instance_id);
             }
         }
-        // An earlier attempt's end says nothing of the latest, and nothing undoes a decision of
-        // the operator but a confirmation.
-        _ if !is_latest || entry.state == State::Closed => {}
+        // Nothing undoes a decision of the operator but a confirmation.
+        _ if entry.state == State::Closed => {}
+        // Nobody took it into account when the latest one was claimed.
+        _ if is_unknown && outcome == AttemptOutcome::Unconfirmed => match entry.state {
+            State::Open => entry.state = State::Unconfirmed,
+            _ => entry.doubt = true,
+        },
+        // An earlier attempt's end says nothing of the latest.
+        _ if !is_latest => {}
         Ending::Refused { reply } => {
             entry.state = State::Open;
             entry.doubt = false;
             entry.reply = Some(reply.clone());
         }
         Ending::Failed(_) => entry.state = if entry.doubt { State::Unconfirmed } else { State::Open },
+        // The operator knew that when they decided that it is forwarded again.
+        Ending::Confirmed { .. } | Ending::Unconfirmed(_) if retried => {}
         Ending::Confirmed { .. } | Ending::Unconfirmed(_) => entry.state = State::Unconfirmed,
     }
     (if reused { Finished::InstanceReused } else { Finished::Recorded }, entry, change)
@@ -305,7 +334,8 @@ pub fn resolve(
     match (entry.state, resolution) {
         (State::Running, _) if lapsed => lose(&mut entry, LEASE_LOST, now),
         (State::Running, _) => return Err(Unresolvable::Running),
-        (State::Done, Resolution::Done { lost_reply: true, .. }) => {}
+        (State::Done, Resolution::Done { lost_reply: true, instance_id, .. })
+            if confirmed_instance(&entry).is_none_or(|known| Some(known) == instance_id.as_ref()) => {}
         (State::Done, _) => return Err(Unresolvable::Done),
         _ => {}
     }
@@ -321,7 +351,11 @@ pub fn resolve(
             }
             entry.state = State::Done;
             entry.doubt = false;
-            entry.confirmation = Some(Confirmation { at: now, instance_id: instance_id.clone() });
+            // A confirmation that is recorded stays; just the words of a lost reply are new.
+            if confirmed_instance(&entry).is_none() {
+                let at = entry.confirmation.map_or(now, |known| known.at);
+                entry.confirmation = Some(Confirmation { at, instance_id: instance_id.clone() });
+            }
             entry.reply = Some(reply.clone());
             change.instance.clone_from(instance_id);
             ("done", None)
@@ -343,6 +377,7 @@ fn first(ask: &Ask, key: DeliveryKey, cycle: u32) -> Entry {
         origin: ask.origin,
         lookalike: ask.lookalike,
         fingerprint: ask.fingerprint,
+        extras: ask.extras,
         app: ask.app.clone(),
         action: ask.action.clone(),
         debug: ask.debug,
@@ -378,6 +413,13 @@ fn forwarded(ask: &Ask) -> CycleChange {
     }
 }
 
+fn confirmed_instance(entry: &Entry) -> Option<&String> {
+    entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref())
+}
+
 fn is_older(entry: &Entry, than: jiff::SignedDuration, now: Timestamp) -> bool {
     entry.confirmation.as_ref().is_some_and(|confirmation| now.duration_since(confirmation.at) > than)
 }
+
+#[cfg(test)]
+mod tests;

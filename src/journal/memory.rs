@@ -30,6 +30,8 @@ struct Tables {
     instances: HashMap<(String, String), (Origin, Timestamp)>,
     cycles: HashMap<(String, String), (u32, Timestamp)>,
     data_keys: Vec<DataKey>,
+    /// When each wrap of a data key was last said to be in use.
+    wraps_used: HashMap<(i64, Vec<u8>), Timestamp>,
 }
 
 impl MemoryStore {
@@ -60,11 +62,11 @@ impl Tables {
     }
 
     fn claim(&mut self, ask: &Ask) -> Claimed {
-        let instance = (ask.app.clone(), ask.instance_id.clone().unwrap_or_default());
+        let instance = ask.instance_id.clone().map(|instance| (ask.app.clone(), instance));
         loop {
-            let cycle = match ask.lifecycle {
-                Lifecycle::Ends { .. } => self.cycles.get(&instance).map_or(0, |(cycle, _)| *cycle),
-                Lifecycle::None | Lifecycle::Revives => 0,
+            let cycle = match (ask.lifecycle, &instance) {
+                (Lifecycle::Ends { .. }, Some(instance)) => self.cycles.get(instance).map_or(0, |(cycle, _)| *cycle),
+                _ => 0,
             };
             let key = ask.base.in_cycle(cycle);
             let known = self.entry(&key).or_else(|| self.unanswered_lookalike(ask));
@@ -75,7 +77,9 @@ impl Tables {
                     return claimed;
                 }
                 Step::NextCycle => {
-                    self.cycles.insert(instance.clone(), (cycle.saturating_add(1), ask.now));
+                    if let Some(instance) = instance.clone() {
+                        self.cycles.insert(instance, (cycle.saturating_add(1), ask.now));
+                    }
                 }
             }
         }
@@ -126,6 +130,15 @@ impl Tables {
         record.entry = entry.clone();
         if let Some(attempt) = change.history {
             put_attempt(&mut record.history, attempt);
+        }
+    }
+
+    fn put_wraps(&mut self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) {
+        let Some(key) = self.data_keys.iter_mut().find(|key| key.id == data_key) else { return };
+        for wrap in wraps {
+            self.wraps_used.insert((data_key, wrap.wrapper.clone()), now);
+            key.wraps.retain(|known| known.wrapper != wrap.wrapper);
+            key.wraps.push(wrap);
         }
     }
 }
@@ -239,6 +252,13 @@ impl Archive for MemoryStore {
         tables.instances.retain(|_, (_, at)| *at >= retention.history_before);
         tables.cycles.retain(|_, (_, at)| *at >= retention.history_before);
         pruned.instances = before - tables.instances.len() - tables.cycles.len();
+        for key in &mut tables.data_keys {
+            let used = &tables.wraps_used;
+            let is_used = |wrap: &Wrap| used.get(&(key.id, wrap.wrapper.clone())) >= Some(&retention.wraps_before);
+            if key.wraps.iter().any(is_used) {
+                key.wraps.retain(is_used);
+            }
+        }
         at_once(pruned)
     }
 }
@@ -248,18 +268,16 @@ impl Keys for MemoryStore {
         at_once(self.tables().data_keys.clone())
     }
 
-    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, i64> {
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
         let mut tables = self.tables();
         let id = i64::try_from(tables.data_keys.len()).unwrap_or(i64::MAX - 1) + 1;
-        tables.data_keys.push(DataKey { id, app, wraps });
+        tables.data_keys.push(DataKey { id, app, wraps: Vec::new() });
+        tables.put_wraps(id, wraps, now);
         at_once(id)
     }
 
-    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, ()> {
-        if let Some(key) = self.tables().data_keys.iter_mut().find(|key| key.id == data_key) {
-            key.wraps.retain(|known| wraps.iter().all(|wrap| wrap.wrapper != known.wrapper));
-            key.wraps.extend(wraps);
-        }
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
+        self.tables().put_wraps(data_key, wraps, now);
         at_once(())
     }
 }

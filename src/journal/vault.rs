@@ -24,6 +24,7 @@ use super::entry::Sealed;
 use super::key::DeliveryKey;
 use super::store::{DataKey, Keys, Unavailable, Wrap};
 use crate::config::scalar::Secret;
+use crate::config::{AppConfig, Config};
 
 /// What the keys that wrap are derived for; their digit counts up if the form ever changes.
 const WRAP: &[u8] = b"spigate wrap 1";
@@ -113,6 +114,13 @@ impl Vault {
             missed: HashMap::new(),
         };
         Self { state: RwLock::new(state), turn: Mutex::new(()) }
+    }
+
+    /// A vault for the apps and keys of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let secrets = |app: &AppConfig| app.keys.iter().map(|key| key.secret.clone()).collect();
+        let apps = config.apps.iter().map(|app| (app.name.clone(), secrets(app)));
+        Self::new(apps, config.journal.encryption_key.as_ref())
     }
 
     /// Replaces the apps' keys. Data keys that are open stay so: even when every key of an app

@@ -17,6 +17,7 @@ use crate::delivery::{Delivery, Outcome};
 use crate::dialect::Dialect;
 use crate::dialect::reply::{ReplyContract, Violation};
 use crate::journal::entry::{Ask, Entry, Reason, State};
+use crate::journal::key::DeliveryKey;
 use crate::journal::machine::{Decision, Finished, INSTANCE_REUSED};
 use crate::journal::outcome::{self, Joined};
 use crate::journal::running::{Outlet, Running, RunningClaim, Ticket};
@@ -72,7 +73,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// What the task that claims tells the caller.
 enum Told {
     /// The caller's own attempt runs.
-    Mine(Outlet),
+    Mine(Outlet, (DeliveryKey, u32)),
     /// Somebody else's does.
     Join(Box<Entry>),
     /// No attempt: this is the answer.
@@ -114,14 +115,15 @@ impl Deliveries {
         // A claim that is made must be followed through, so not even the asking may be dropped.
         self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard));
         match timeout_at(deadline, told).await {
-            Ok(Ok(Told::Mine(outlet))) => {
-                Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery::unconfirmed(Rejection::BackendTimeout)))
-            }
+            Ok(Ok(Told::Mine(outlet, id))) => Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery {
+                recorded: Some(id),
+                ..Delivery::unconfirmed(Rejection::BackendTimeout)
+            })),
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
                 let delivery = self.join(&entry, &order).await;
                 self.count(&order.ask, "joined");
-                Ok(Delivery { outcome: Outcome::Joined, ..delivery })
+                Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
             }
             Ok(Err(_)) => Err(Rejection::Internal),
             Err(_) => Err(unavailable(&Unavailable::new("the claim took longer than answer_within"))),
@@ -139,10 +141,16 @@ impl Deliveries {
         F: Future<Output = Delivery>,
     {
         let ask = &order.ask;
-        let told = match self.journal.claim(Arc::clone(ask)).await {
+        let claimed = self.journal.claim(Arc::clone(ask)).await;
+        if let Ok(claimed) = &claimed {
+            notice_extras(ask, &claimed.entry);
+        }
+        let told = match claimed {
             Err(cause) => Told::Answer(Delivery::rejected(unavailable(&cause))),
             Ok(claimed) => match claimed.decision {
-                Decision::Forward => return self.run(claimed.entry, order, attempt, tell, unheard).await,
+                Decision::Forward => {
+                    return self.run(claimed.entry, order, attempt, tell, unheard).await;
+                }
                 Decision::Join => Told::Join(Box::new(claimed.entry)),
                 Decision::Replay => {
                     self.count(ask, "replayed");
@@ -150,15 +158,15 @@ impl Deliveries {
                 }
                 Decision::Conflict => {
                     self.count(ask, "conflict");
-                    Told::Answer(Delivery::rejected(Rejection::OrderConflict))
+                    Told::Answer(recorded(&claimed.entry, Delivery::rejected(Rejection::OrderConflict)))
                 }
                 Decision::Hold => {
                     self.count(ask, "held");
-                    Told::Answer(Delivery::unconfirmed(Rejection::DeliveryHeld))
+                    Told::Answer(recorded(&claimed.entry, Delivery::unconfirmed(Rejection::DeliveryHeld)))
                 }
                 Decision::Refuse => {
                     self.count(ask, "refused");
-                    Told::Answer(refusal(&claimed.entry))
+                    Told::Answer(recorded(&claimed.entry, refusal(&claimed.entry)))
                 }
             },
         };
@@ -185,10 +193,11 @@ impl Deliveries {
             number: entry.latest.number,
             began_at: entry.latest.began_at,
         });
-        let _ = tell.send(Told::Mine(outlet));
+        let _ = tell.send(Told::Mine(outlet, (entry.key, go.number)));
         // A bug in the attempt must not leave a claim behind that nobody ends.
         let attempt = std::panic::AssertUnwindSafe(attempt(go)).catch_unwind();
         let delivery = attempt.await.unwrap_or_else(|_| Delivery::unconfirmed(Rejection::Internal));
+        let delivery = recorded(&entry, delivery);
         let is_late = Instant::now() >= order.deadline;
         let delivery = self.record(&ticket, delivery, order.contract()).await;
         self.count(&order.ask, delivery.outcome.as_str());
@@ -252,8 +261,15 @@ impl Deliveries {
             Finished::InstanceReused => {
                 let detail = "the instance id belongs to another order of this app";
                 let violation = Violation::new(INSTANCE_REUSED, detail);
-                let backend_time = delivery.backend_time;
-                Delivery { backend_time, ..Delivery::unconfirmed(Rejection::BackendContract(violation)) }
+                // The reply kept every rule that can be judged without the journal, so nobody has
+                // counted it yet.
+                let labels = [entry.app.as_str(), entry.action.as_str(), violation.rule.as_ref()];
+                self.metrics.backend_violations.with_label_values(&labels).inc();
+                Delivery {
+                    backend_time: delivery.backend_time,
+                    recorded: delivery.recorded,
+                    ..Delivery::unconfirmed(Rejection::BackendContract(violation))
+                }
             }
             Finished::AlreadyDone | Finished::Duplicate => {
                 if finished == Finished::Duplicate {
@@ -301,13 +317,16 @@ impl Deliveries {
 
     /// The recorded confirmation, as an answer.
     async fn replay(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
-        let delivery = self.reply_of(entry, contract, outcome).await;
+        let delivery = recorded(entry, self.reply_of(entry, contract, outcome).await);
         if delivery.answer.is_err() { delivery } else { Delivery { receipt: self.receipt(entry), ..delivery } }
     }
 
     async fn reply_of(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
         let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.clone());
         let Some(sealed) = &entry.reply else {
+            if entry.confirmation.is_none() {
+                return Delivery::unconfirmed(Rejection::DeliveryInProgress);
+            }
             // Retention has removed the reply; that it succeeded, and with which instance, stays.
             let minimal = contract.minimal(instance_id.as_deref());
             return Delivery::answered(outcome, minimal.into(), instance_id);
@@ -371,6 +390,25 @@ fn outgoing(delivery: &Delivery) -> Outgoing {
     }
 }
 
+/// Copies that differ in what does not count are one order; whoever looks into one should know.
+fn notice_extras(ask: &Ask, entry: &Entry) {
+    if ask.extras != entry.extras && ask.fingerprint == entry.fingerprint {
+        tracing::info!(
+            app = ask.app,
+            action = ask.action,
+            order_id = ask.order_id,
+            delivery = entry.key.idempotency_key(),
+            request_id = ask.request_id,
+            "a copy of this order differs in fields that do not count: undocumented ones, or ones that the dialect leaves out"
+        );
+    }
+}
+
+/// With the entry that it belongs to.
+fn recorded(entry: &Entry, delivery: Delivery) -> Delivery {
+    Delivery { recorded: Some((entry.key, entry.latest.number)), ..delivery }
+}
+
 /// The operator's no, in the protocol's words.
 fn refusal(entry: &Entry) -> Delivery {
     let message = entry.decision.as_ref().and_then(|decision| decision.message.as_deref());
@@ -387,3 +425,6 @@ async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
     // The ticket sends a result even when it is dropped by a panic, so there always is one.
     result.ok()?.ok()?.clone()
 }
+
+#[cfg(test)]
+mod tests;

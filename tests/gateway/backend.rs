@@ -100,12 +100,12 @@ async fn a_request_that_a_reused_connection_swallowed_is_not_sent_again() {
 #[tokio::test]
 async fn connections_are_reused_only_where_the_configuration_says_so() {
     let backend = Backend::confirming().await;
-    let reusing = Setup::new(&backend).backend("keep_alive = \"60s\"").start().await;
+    let reusing = Setup::new(&backend).forwarding_all().backend("keep_alive = \"60s\"").start().await;
     for _ in 0..5 {
         reusing.order(&create()).await.assert_is(CREATED);
     }
     assert_eq!(backend.connections(), 1);
-    let fresh = Setup::new(&backend).backend("keep_alive = \"0s\"").start().await;
+    let fresh = Setup::new(&backend).forwarding_all().backend("keep_alive = \"0s\"").start().await;
     for _ in 0..5 {
         fresh.order(&create()).await.assert_is(CREATED);
     }
@@ -115,7 +115,7 @@ async fn connections_are_reused_only_where_the_configuration_says_so() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_though_no_further_request_comes() {
     let backend = Backend::confirming().await;
-    let gateway = Setup::new(&backend).backend("keep_alive = \"50ms\"").start().await;
+    let gateway = Setup::new(&backend).forwarding_all().backend("keep_alive = \"50ms\"").start().await;
     for round in 1..=2 {
         gateway.order(&create()).await.assert_is(CREATED);
         backend.wait_for_ended(round).await;

@@ -146,7 +146,7 @@ async fn what_cannot_be_served_does_not_start() {
     assert!(text.contains("apps[0].keys[0].colour") && !text.contains("s3cr3t"), "{text}");
     // An address that is taken.
     let taken = format!(
-        "[listen]\naddress = \"{}\"\n[admin]\naddress = \"127.0.0.1:0\"\n[[apps]]\nname = \"a\"\npath = \"/a\"\n\
+        "[journal]\nurl = \"sqlite:./second.db\"\n[listen]\naddress = \"{}\"\n[admin]\naddress = \"127.0.0.1:0\"\n[[apps]]\nname = \"a\"\npath = \"/a\"\n\
          dialect = \"qingcloud-appcenter\"\nkeys = [{{ id = \"k\", value = \"s3cr3t\" }}]\n\
          backend = {{ url = \"http://127.0.0.1:1/\" }}\n",
         running.listen

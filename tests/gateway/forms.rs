@@ -138,7 +138,7 @@ async fn a_query_backend_receives_decoded_values_without_the_signature() {
 #[tokio::test]
 async fn a_raw_backend_receives_the_query_as_it_came_and_the_signature() {
     let backend = Backend::confirming().await;
-    let gateway = lasting(&backend).backend("send = \"raw\"").start().await;
+    let gateway = lasting(&backend).forwarding_all().backend("send = \"raw\"").start().await;
     for query in [published("CreateAppInstance").to_owned(), published("RenewAppInstance").to_owned()] {
         gateway.get(&format!("/spi?{query}")).await.assert_is(CREATED);
         assert_eq!(backend.requests().last().unwrap().target, format!("/internal/spi?{query}"));

@@ -119,7 +119,7 @@ async fn an_upgrade_or_a_tunnel_is_refused_and_what_follows_goes_nowhere() {
 #[tokio::test]
 async fn requests_in_a_row_on_one_connection_are_answered_in_order() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let mut connection = Connection::open(gateway.listen).await;
     let wrong = get(&create().key("wrong").target(), "");
     // The last one in pieces, to be put together over several reads.
@@ -137,7 +137,7 @@ async fn requests_in_a_row_on_one_connection_are_answered_in_order() {
 #[tokio::test]
 async fn connection_close_and_http_1_0_end_after_one_answer() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     for request in [get(&create().target(), "Connection: close\r\n"), canary().replacen("HTTP/1.1", "HTTP/1.0", 1)] {
         let replies = gateway.raw(format!("{request}{}", canary())).await;
         assert_eq!(statuses(&replies), [200], "{request}");

@@ -9,7 +9,7 @@ const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 #[tokio::test]
 async fn nothing_that_a_client_sends_can_pose_as_ours() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let ours = [
         "X-Spi-App",
         "X-Spi-Dialect",
@@ -83,7 +83,7 @@ async fn naming_our_headers_hop_by_hop_does_not_take_them_away() {
 #[tokio::test]
 async fn every_request_carries_all_of_our_headers_once() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let order = create().with("debug", "True");
     let reply = gateway.order(&order).await;
     let seen = backend.only_request();
@@ -111,7 +111,7 @@ async fn every_request_carries_all_of_our_headers_once() {
 #[tokio::test]
 async fn a_valid_traceparent_is_passed_on_and_any_other_is_not() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let seen = async |headers: &str| {
         gateway.get_with(&create().target(), headers).await.assert_is(CREATED);
         let seen = backend.requests().pop().unwrap();
@@ -159,7 +159,8 @@ async fn a_strangers_request_id_and_forwarding_headers_are_not_believed() {
 #[tokio::test]
 async fn a_trusted_proxys_request_id_is_kept_if_it_looks_like_one() {
     let backend = Backend::confirming().await;
-    let setup = Setup::new(&backend).environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "10.0.0.0/8, 127.0.0.1");
+    let setup =
+        Setup::new(&backend).forwarding_all().environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "10.0.0.0/8, 127.0.0.1");
     let gateway = setup.start().await;
     let reply =
         gateway.get_with(&create().target(), "X-Request-Id: from-the-proxy\r\nX-Forwarded-For: 10.9.9.9\r\n").await;

@@ -91,7 +91,7 @@ async fn copies_share_a_failure_too() {
 #[tokio::test]
 async fn copies_are_not_joined_where_the_operator_switched_it_off() {
     let (backend, gate) = gated().await;
-    let gateway = Arc::new(Setup::new(&backend).app("deliver_once = false").start().await);
+    let gateway = Arc::new(Gateway::forwarding_all(&backend).await);
     let order = create();
     let mut copies = JoinSet::new();
     for _ in 0..3 {
@@ -144,7 +144,7 @@ async fn what_became_of_an_order_is_logged_though_its_caller_has_gone() {
 #[tokio::test]
 async fn requests_beyond_the_limit_are_told_to_come_again_while_admin_answers() {
     let (backend, gate) = gated().await;
-    let setup = Setup::new(&backend).top("[limits]\nin_flight = 2\n");
+    let setup = Setup::new(&backend).forwarding_all().top("[limits]\nin_flight = 2\n");
     let gateway = Arc::new(setup.start().await);
     let mut running = JoinSet::new();
     for _ in 0..2 {
@@ -208,7 +208,7 @@ async fn accepting_recovers_once_file_descriptors_are_free_again() {
 #[tokio::test]
 async fn a_storm_of_mixed_requests_leaves_nothing_running() {
     let backend = Backend::confirming().await;
-    let mut gateway = Gateway::over(&backend).await;
+    let mut gateway = Gateway::forwarding_all(&backend).await;
     let (listen, mut storm) = (gateway.listen, JoinSet::new());
     for number in 0..200 {
         let request = match number % 4 {

@@ -5,20 +5,26 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod at_rest;
 mod backend;
 mod clock;
 mod config;
+mod cycles;
+mod delivery;
 mod dialects;
 mod disk;
 mod examples;
 mod forms;
 mod framing;
 mod headers;
+mod instances;
 mod journal_file;
 mod load;
 mod observability;
+mod outcomes;
 mod prometheus;
 mod query;
+mod restart;
 mod retention;
 mod signature;
 mod slow;

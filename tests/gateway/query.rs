@@ -114,7 +114,7 @@ async fn a_target_over_64_kib_is_refused_with_414() {
 #[tokio::test]
 async fn a_period_has_one_to_nine_digits_and_is_not_zero() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     for wrong in [
         "0_day",
         "000000000_day",

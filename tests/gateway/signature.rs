@@ -83,7 +83,7 @@ async fn url_safe_base64_of_a_true_signature_is_refused() {
 #[tokio::test]
 async fn the_signature_may_travel_in_the_query_the_header_or_equally_in_both() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let order = create();
     let header = |signature: &str| format!("app_signature: {signature}\r\n");
     gateway.get_with(&order.unsigned_target(), &header(&order.signature())).await.assert_is(CREATED);
@@ -150,7 +150,8 @@ async fn a_protocol_parameter_that_stands_twice_is_refused_in_every_spelling() {
 #[tokio::test]
 async fn a_time_outside_the_window_is_refused_on_both_sides() {
     let backend = Backend::confirming().await;
-    let setup = Setup::new(&backend).more("[apps.freshness]\nmax_age = \"10m\"\nmax_future = \"5m\"\n");
+    let setup =
+        Setup::new(&backend).forwarding_all().more("[apps.freshness]\nmax_age = \"10m\"\nmax_future = \"5m\"\n");
     let gateway = setup.start().await;
     for (seconds, expected) in [
         (-601, Some("timestamp_expired")),
@@ -319,7 +320,7 @@ async fn the_signature_for_one_app_does_not_open_another() {
 async fn any_active_key_verifies_and_a_retired_one_does_not() {
     let backend = Backend::confirming().await;
     // The first key stands in the configuration of every test.
-    let setup = Setup::new(&backend).environment("SPIGATE_APPS__0__KEYS__1__ID", "next");
+    let setup = Setup::new(&backend).forwarding_all().environment("SPIGATE_APPS__0__KEYS__1__ID", "next");
     let setup = setup.environment("SPIGATE_APPS__0__KEYS__1__VALUE", "next-key");
     let setup = setup.environment("SPIGATE_APPS__0__KEYS__2__ID", "old");
     let setup = setup.environment("SPIGATE_APPS__0__KEYS__2__VALUE", "old-key");

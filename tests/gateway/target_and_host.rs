@@ -63,7 +63,7 @@ async fn targets_that_are_no_path_are_refused_and_the_connection_closed() {
 #[tokio::test]
 async fn an_absolute_target_counts_only_for_the_host_that_the_request_is_for() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let ask = |authority: &str, host: &str| {
         let target = create().target();
         let request = format!("GET http://{authority}{target} HTTP/1.1\r\nHost: {host}\r\n\r\n");

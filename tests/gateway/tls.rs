@@ -50,7 +50,7 @@ fn trusting(backend: &Backend, authority: &Authority) -> Setup {
 async fn an_https_backend_with_a_certificate_of_the_configured_authority_is_called() {
     let authority = Authority::new();
     let backend = Backend::tls(authority.acceptor("127.0.0.1")).await;
-    let gateway = trusting(&backend, &authority).backend("keep_alive = \"60s\"").start().await;
+    let gateway = trusting(&backend, &authority).forwarding_all().backend("keep_alive = \"60s\"").start().await;
     for _ in 0..3 {
         gateway.order(&create()).await.assert_is(CREATED);
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -21,6 +22,11 @@ use crate::dialect::Dialect;
 
 /// The path at which the backend answers what no platform can read.
 pub(super) const BROKEN: &str = "/broken";
+
+/// The path at which it takes its time.
+pub(super) const SLOW: &str = "/slow";
+/// Longer than the demo's gateway lets the platform wait, shorter than twice that.
+const SLOWNESS: Duration = Duration::from_millis(1_500);
 
 /// The sample backend.
 #[derive(Clone)]
@@ -57,6 +63,7 @@ impl SampleBackend {
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         let is_broken = request.uri().path() == BROKEN;
+        let is_slow = request.uri().path() == SLOW;
         let line = format!("{} {}", request.method(), request.uri().path());
         let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let text = String::from_utf8_lossy(&body).into_owned();
@@ -64,6 +71,9 @@ impl SampleBackend {
             .ok()
             .and_then(|body| body.get(&self.dialect.action_parameter)?.as_str().map(str::to_owned));
         self.received.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{line}\n{}", super::members(&text)));
+        if is_slow {
+            tokio::time::sleep(SLOWNESS).await;
+        }
         // A new id for each purchase, as the platform demands.
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let reply = match action.and_then(|name| self.dialect.action_index(&name)) {

@@ -1,13 +1,13 @@
 //! Entries and attempts as rows.
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSqlError, Type};
-use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params};
+use rusqlite::types::{FromSqlError, Type, Value};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params, params_from_iter};
 
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
 };
-use crate::journal::key::{DeliveryKey, Fingerprint, Lookalike, Origin};
+use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
 /// The columns of an entry, in the order of [`entry_of`].
 macro_rules! entry_columns {
@@ -15,7 +15,7 @@ macro_rules! entry_columns {
         "id, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance, \
          key, origin, lookalike, fingerprint, app, action, debug, cycle, order_id, instance_id, user_id, received_at, \
          changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, answered_at, decision, decided_at, \
-         message"
+         message, extras"
     };
 }
 
@@ -49,21 +49,20 @@ fn one(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite:
     connection.prepare_cached(sql)?.query_row(parameters, entry_of).optional()
 }
 
-/// Entries from before `cursor` that `condition` lets pass, latest first.
+/// Entries from before `cursor` that `condition` lets pass, latest first. `values` are for its
+/// question marks.
 pub(super) fn entries_before(
     connection: &Connection,
     condition: &str,
-    value: Option<&str>,
+    values: Vec<Value>,
     cursor: i64,
     mut each: impl FnMut(Numbered) -> rusqlite::Result<bool>,
 ) -> rusqlite::Result<()> {
     let columns = entry_columns!();
     let sql = format!("SELECT {columns} FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = match value {
-        Some(value) => statement.query((cursor, value))?,
-        None => statement.query([cursor])?,
-    };
+    let values = [Value::Integer(cursor)].into_iter().chain(values);
+    let mut rows = statement.query(params_from_iter(values))?;
     while let Some(row) = rows.next()? {
         if !each(entry_of(row)?)? {
             break;
@@ -122,6 +121,7 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
         ":origin": entry.origin.as_bytes(),
         ":lookalike": entry.lookalike.as_ref().map(Lookalike::as_bytes),
         ":fingerprint": entry.fingerprint.as_bytes(),
+        ":extras": entry.extras.as_bytes(),
         ":app": entry.app,
         ":action": entry.action,
         ":debug": entry.debug,
@@ -133,11 +133,11 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
     };
     let sql = "INSERT INTO deliveries (number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, \
                detail, named_instance, changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, \
-               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, app, action, debug, \
+               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, extras, app, action, debug, \
                cycle, order_id, instance_id, user_id, received_at) VALUES (:number, :gateway, :claim, :request_id, \
                :began_at, :ended_at, :outcome, :code, :rule, :detail, :named_instance, :changed_at, :state, :doubt, \
                :confirmed_at, :made_instance, :data_key, :reply, :answered_at, :decision, :decided_at, :message, \
-               :key, :origin, :lookalike, :fingerprint, :app, :action, :debug, :cycle, :order_id, :instance_id, \
+               :key, :origin, :lookalike, :fingerprint, :extras, :app, :action, :debug, :cycle, :order_id, :instance_id, \
                :user_id, :received_at)";
     connection.prepare_cached(sql)?.execute(&*[changing, fixed].concat())?;
     Ok(connection.last_insert_rowid())
@@ -220,6 +220,7 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
         origin: hash(13)?.and_then(|bytes| Origin::from_slice(&bytes)).ok_or_else(|| unknown(13))?,
         lookalike: hash(14)?.and_then(|bytes| Lookalike::from_slice(&bytes)),
         fingerprint: hash(15)?.and_then(|bytes| Fingerprint::from_slice(&bytes)).ok_or_else(|| unknown(15))?,
+        extras: hash(35)?.and_then(|bytes| Extras::from_slice(&bytes)).ok_or_else(|| unknown(35))?,
         app: row.get(16)?,
         action: row.get(17)?,
         debug: row.get(18)?,

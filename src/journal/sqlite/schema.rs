@@ -16,6 +16,7 @@ const STEPS: &[&str] = &["
         origin BLOB NOT NULL,
         lookalike BLOB,
         fingerprint BLOB NOT NULL,
+        extras BLOB NOT NULL,
         app TEXT NOT NULL,
         action TEXT NOT NULL,
         debug INTEGER NOT NULL,

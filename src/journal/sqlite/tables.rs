@@ -1,13 +1,14 @@
 //! What the store does with its tables, each within a transaction of the writer.
 
 use jiff::Timestamp;
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::rows::{self, Numbered};
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Step};
-use crate::journal::store::{Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Wrap};
+use crate::journal::store::{Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Which, Wrap};
 
 pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Claimed> {
     loop {
@@ -101,18 +102,13 @@ pub(super) fn list(
     cursor: Option<i64>,
     limit: usize,
 ) -> rusqlite::Result<Vec<Record>> {
-    let (condition, value) = match (&filter.order_id, &filter.instance_id, &filter.app) {
-        (Some(order), _, _) => ("order_id = ?2", Some(order.as_str())),
-        (None, Some(instance), _) => ("?2 IN (instance_id, made_instance)", Some(instance.as_str())),
-        (None, None, Some(app)) => ("app = ?2", Some(app.as_str())),
-        (None, None, None) => ("true", None),
-    };
+    let (condition, values) = conditions(filter);
     let mut found = Vec::new();
     if limit == 0 {
         return Ok(found);
     }
     let cursor = cursor.unwrap_or(i64::MAX);
-    rows::entries_before(connection, condition, value, cursor, |(row, entry): Numbered| {
+    rows::entries_before(connection, &condition, values, cursor, |(row, entry): Numbered| {
         // Only an attempt after the first has left others in the history.
         let history = if entry.latest.number > 1 { rows::history(connection, row)? } else { Vec::new() };
         let record = Record { cursor: row, entry, history };
@@ -122,6 +118,61 @@ pub(super) fn list(
         Ok(found.len() < limit)
     })?;
     Ok(found)
+}
+
+/// What the database can judge of a filter without an entry being read; [`Filter::fits`] judges
+/// all of it.
+fn conditions(filter: &Filter) -> (String, Vec<Value>) {
+    let mut conditions = vec!["true"];
+    let mut values = Vec::new();
+    let texts = [
+        ("app = ?", &filter.app),
+        ("action = ?", &filter.action),
+        ("order_id = ?", &filter.order_id),
+        ("? IN (instance_id, made_instance)", &filter.instance_id),
+        ("user_id = ?", &filter.user_id),
+    ];
+    for (condition, text) in texts {
+        if let Some(text) = text {
+            conditions.push(condition);
+            values.push(Value::Text(text.clone()));
+        }
+    }
+    // Times are kept in milliseconds, and a filter may be finer.
+    for (condition, time) in [("received_at >= ?", filter.since), ("received_at <= ?", filter.until)] {
+        if let Some(time) = time {
+            conditions.push(condition);
+            values.push(Value::Integer(time.as_millisecond()));
+        }
+    }
+    match filter.which {
+        Some(Which::State(state)) => {
+            conditions.push("state = ?");
+            values.push(Value::Text(state.as_str().to_owned()));
+        }
+        Some(Which::Unanswered) => conditions.push("state = 'done' AND answered_at IS NULL"),
+        // In the history too.
+        Some(Which::Attempt(_)) | None => {}
+    }
+    if let Some((first, last)) = filter.id.as_deref().and_then(keys) {
+        // In a query of its own, because rows are wanted in their order and found by their keys.
+        conditions.push("id IN (SELECT id FROM deliveries WHERE key BETWEEN ? AND ?)");
+        values.extend([first, last].map(|key| Value::Blob(key.to_vec())));
+    }
+    (conditions.join(" AND "), values)
+}
+
+/// The first and the last key whose `Idempotency-Key` begins so.
+fn keys(id: &str) -> Option<([u8; 32], [u8; 32])> {
+    let (mut first, mut last) = ([0; 32], [0xff; 32]);
+    for (at, digit) in id.chars().enumerate().take(32) {
+        let digit = u8::try_from(digit.to_digit(16)?).ok()?;
+        let (shift, others) = if at % 2 == 0 { (4, 0x0f) } else { (0, 0xf0) };
+        for key in [&mut first, &mut last] {
+            key[at / 2] = key[at / 2] & others | digit << shift;
+        }
+    }
+    Some((first, last))
 }
 
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
@@ -269,4 +320,130 @@ fn write(connection: &Connection, row: Option<i64>, entry: &Entry, change: &Chan
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::entry::{AttemptOutcome, Claimant, Reason, Sealed, State};
+    use crate::journal::key::Fingerprint;
+    use crate::journal::sqlite::schema;
+
+    fn at(millisecond: i64) -> Timestamp {
+        Timestamp::from_millisecond(millisecond).unwrap()
+    }
+
+    /// Deliveries that differ in everything a filter asks for.
+    fn filled() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        assert!(schema::migrate(&connection).is_ok());
+        for number in 0..48_u8 {
+            let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
+            let key = [number.wrapping_mul(37); 32];
+            let ask = std::sync::Arc::new(Ask {
+                base: DeliveryKey::from_slice(&key).unwrap(),
+                origin: Origin::from_slice(&key).unwrap(),
+                lookalike: None,
+                fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
+                extras: crate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
+                app: choose(&["crm", "erp"], 1),
+                action: choose(&["Create", "Renew", "Delete"], 1),
+                debug: false,
+                order_id: (number % 5 > 0).then(|| choose(&["o-1", "o-2"], 3)),
+                instance_id: (number % 7 > 0).then(|| choose(&["i-1", "i-2"], 2)),
+                user_id: (number % 3 > 0).then(|| choose(&["u-1", "u-2"], 5)),
+                lifecycle: Lifecycle::None,
+                hold: false,
+                instance_must_be_new: false,
+                claimant: Claimant { gateway: "gw".into(), number: 1 },
+                request_id: "r".into(),
+                now: at(i64::from(number)),
+            });
+            let entry = claim(&connection, &ask).unwrap().entry;
+            let reason = || Reason { code: "code".into(), ..Reason::default() };
+            let reply = || Sealed { data_key: 1, bytes: Vec::new() };
+            let made = || Some(choose(&["i-1", "i-3"], 1));
+            let ending = match number % 6 {
+                0 => continue,
+                1 => Ending::Failed(reason()),
+                2 => Ending::Unconfirmed(reason()),
+                3 => Ending::Refused { reply: reply() },
+                _ => Ending::Confirmed { instance_id: made(), reply: reply() },
+            };
+            let end = End { key: entry.key, cycle: 0, attempt: 1, began_at: at(0), ending, now: ask.now, ask };
+            finish(&connection, &end).unwrap();
+            if number % 6 == 5 {
+                answered(&connection, &entry.key, end.now).unwrap();
+            }
+            if number % 12 == 1 {
+                // Failed, then running again: the first attempt is in the history.
+                claim(&connection, &end.ask).unwrap();
+            }
+        }
+        connection
+    }
+
+    #[test]
+    fn a_listing_is_what_fits() {
+        let connection = filled();
+        let all = list(&connection, &Filter::default(), None, usize::MAX).unwrap();
+        assert_eq!(all.len(), 48);
+        assert!(all.is_sorted_by(|one, next| one.cursor > next.cursor));
+        let text = |text: &str| Some(text.to_owned());
+        let mut filters = vec![
+            Filter { app: text("crm"), ..Filter::default() },
+            Filter { action: text("Renew"), ..Filter::default() },
+            Filter { order_id: text("o-1"), ..Filter::default() },
+            Filter { instance_id: text("i-1"), ..Filter::default() },
+            Filter { instance_id: text("i-3"), app: text("erp"), ..Filter::default() },
+            Filter { user_id: text("u-2"), order_id: text("o-2"), ..Filter::default() },
+            Filter { since: Some(at(10)), until: Some(at(20)), ..Filter::default() },
+            Filter { since: Some(Timestamp::from_microsecond(10_001).unwrap()), ..Filter::default() },
+            Filter { until: Some(Timestamp::from_microsecond(10_001).unwrap()), ..Filter::default() },
+            Filter { which: Some(Which::Unanswered), ..Filter::default() },
+        ];
+        filters.extend(State::ALL.map(|state| Filter { which: Some(Which::State(state)), ..Filter::default() }));
+        let attempts = AttemptOutcome::ALL.map(Which::Attempt);
+        filters.extend(attempts.map(|which| Filter { which: Some(which), ..Filter::default() }));
+        for record in &all {
+            let id = record.entry.key.idempotency_key();
+            filters.extend([1, 2, 3, 32].map(|digits| Filter { id: text(&id[..digits]), ..Filter::default() }));
+        }
+        for filter in filters {
+            let fitting: Vec<_> = all.iter().filter(|record| filter.fits(record)).map(|record| record.cursor).collect();
+            let listed = |cursor, limit| {
+                let records = list(&connection, &filter, cursor, limit).unwrap();
+                records.into_iter().map(|record| record.cursor).collect::<Vec<_>>()
+            };
+            assert_eq!(listed(None, usize::MAX), fitting, "{filter:?}");
+            if let [first, rest @ ..] = &fitting[..] {
+                assert_eq!(listed(Some(*first), usize::MAX), rest, "{filter:?}");
+                assert_eq!(listed(None, 1), [*first], "{filter:?}");
+            }
+        }
+        let nothing = Filter { id: text("%"), ..Filter::default() };
+        assert!(list(&connection, &nothing, None, usize::MAX).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_delivery_is_found_by_its_id_or_order_without_reading_all() {
+        let connection = filled();
+        for (filter, index) in [
+            (Filter { id: Some("0a1b2c".into()), ..Filter::default() }, "key>? AND key<?"),
+            (Filter { order_id: Some("o-1".into()), ..Filter::default() }, "deliveries_by_order"),
+        ] {
+            let (condition, _) = conditions(&filter);
+            let sql =
+                format!("EXPLAIN QUERY PLAN SELECT * FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
+            let mut statement = connection.prepare(&sql).unwrap();
+            let rows = vec![rusqlite::types::Null; statement.parameter_count()];
+            let plan = statement
+                .query_map(rusqlite::params_from_iter(rows), |row| row.get::<_, String>(3))
+                .unwrap()
+                .map(|line| line.unwrap())
+                .collect::<Vec<_>>()
+                .join("\n");
+            assert!(plan.contains(index), "{plan}");
+        }
+    }
 }

@@ -1,19 +1,23 @@
 //! The threads that use SQLite: it blocks, so it is kept away from the runtime.
 //!
 //! The writer takes everything that has queued up while it was busy into one transaction, and
-//! answers after the commit: one flush of the disk for many deliveries. Nobody lingers for a
-//! fuller batch; the flush itself is the time in which the next one gathers.
+//! answers after the commit: one flush of the disk for many deliveries. What somebody waits for never
+//! lingers for a fuller batch: the flush itself is the time in which the next one gathers.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::journal::store::{Answer, Unavailable};
 
 /// Most jobs in one transaction: bounds how long the first of them waits.
 const LARGEST_BATCH: usize = 512;
+
+/// How long what nobody waits for may wait for a flush that somebody needs anyway.
+const LAZINESS: Duration = Duration::from_millis(100);
 
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
@@ -24,13 +28,15 @@ pub(super) type Check = Box<dyn Fn() -> Result<(), Unavailable> + Send>;
 /// A thread with a connection. It ends when the last handle is gone.
 #[derive(Clone)]
 pub(super) struct Worker {
-    jobs: mpsc::UnboundedSender<Box<dyn Job>>,
+    jobs: mpsc::Sender<Box<dyn Job>>,
 }
 
 /// Something to do with the connection. It may be done twice if the first try was undone.
 trait Job: Send {
     fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
     fn conclude(self: Box<Self>, result: Result<(), Unavailable>);
+    /// Whether nobody waits for it.
+    fn is_lazy(&self) -> bool;
 }
 
 struct Work<F, T> {
@@ -56,14 +62,18 @@ where
             let _ = reply.send(result.and_then(|()| value.ok_or_else(|| Unavailable::new("nothing was done"))));
         }
     }
+
+    fn is_lazy(&self) -> bool {
+        self.reply.is_none()
+    }
 }
 
 impl Worker {
     /// A thread whose jobs share transactions. `check` is asked before each of them.
     pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
-        Self::spawn("journal-write", move |mut jobs| {
+        Self::spawn("journal-write", move |queue| {
             let mut batch = Vec::new();
-            while jobs.blocking_recv_many(&mut batch, LARGEST_BATCH) > 0 {
+            while gather(&queue, &mut batch) {
                 on_batch(batch.len());
                 match check() {
                     Ok(()) => write(&connection, &mut batch),
@@ -80,19 +90,16 @@ impl Worker {
 
     /// A thread whose jobs only read.
     pub(super) fn reader(connection: Connection) -> Result<Self, String> {
-        Self::spawn("journal-read", move |mut jobs| {
-            while let Some(mut job) = jobs.blocking_recv() {
+        Self::spawn("journal-read", move |queue| {
+            while let Ok(mut job) = queue.recv() {
                 let result = job.run(&connection).map_err(Unavailable::new);
                 job.conclude(result);
             }
         })
     }
 
-    fn spawn(
-        name: &str,
-        run: impl FnOnce(mpsc::UnboundedReceiver<Box<dyn Job>>) + Send + 'static,
-    ) -> Result<Self, String> {
-        let (jobs, queue) = mpsc::unbounded_channel();
+    fn spawn(name: &str, run: impl FnOnce(mpsc::Receiver<Box<dyn Job>>) + Send + 'static) -> Result<Self, String> {
+        let (jobs, queue) = mpsc::channel();
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || run(queue));
         spawned.map_err(|error| format!("no thread for the journal: {error}"))?;
         Ok(Self { jobs })
@@ -112,11 +119,30 @@ impl Worker {
         })
     }
 
-    /// Does something with the next batch; nobody waits for it.
+    /// Does something with one of the next batches; nobody waits for it.
     pub(super) fn tell(&self, work: impl FnMut(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         // Without its thread the journal answers nobody any more, and says so to those who ask.
         let _ = self.jobs.send(Box::new(Work { work, result: None, reply: None }));
     }
+}
+
+/// Waits for jobs, and takes all that are there; `false` when there will be no more.
+fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) -> bool {
+    let Ok(first) = queue.recv() else { return false };
+    let mut is_urgent = !first.is_lazy();
+    batch.push(first);
+    let until = Instant::now() + LAZINESS;
+    while batch.len() < LARGEST_BATCH {
+        let next = if is_urgent {
+            queue.try_recv().ok()
+        } else {
+            queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+        };
+        let Some(job) = next else { break };
+        is_urgent |= !job.is_lazy();
+        batch.push(job);
+    }
+    true
 }
 
 /// Does all jobs in one transaction. If one of them is to blame for a failure, the others do not

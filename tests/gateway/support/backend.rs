@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -13,6 +14,11 @@ use super::within_deadline;
 
 /// What a valid reply to a create looks like.
 pub(crate) const CREATED: &str = r#"{"success":true,"instanceId":"ins-1","message":"开通成功"}"#;
+
+/// The body of a reply to a create that made this instance.
+pub(crate) fn created(instance: &str) -> String {
+    CREATED.replace("ins-1", instance)
+}
 
 /// One thing that a backend does.
 #[derive(Clone)]
@@ -98,6 +104,12 @@ impl Seen {
         serde_json::from_slice(&self.body).unwrap()
     }
 
+    /// Which attempt it is, and the `Idempotency-Key` of its delivery.
+    pub(crate) fn attempt(&self) -> (u32, String) {
+        let header = |name| self.header(name).unwrap_or_else(|| panic!("no {name}: {}", self.text()));
+        (header("x-spi-attempt").parse().unwrap(), header("idempotency-key").to_owned())
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -134,6 +146,19 @@ impl Backend {
         Self::start(|_| json(CREATED)).await
     }
 
+    /// Answers the first requests with `turns`, one each, and confirms all others. The request
+    /// with the number `n` makes the instance `ins-n`.
+    pub(crate) async fn in_turn(turns: impl IntoIterator<Item = Vec<Step>>) -> Self {
+        Self::start(in_turn(turns)).await
+    }
+
+    /// An address that refuses connections until a backend is made of it.
+    pub(crate) fn closed() -> Closed {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        Closed(socket)
+    }
+
     /// Does `steps` on every connection before it reads anything.
     pub(crate) async fn on_connect(steps: Vec<Step>) -> Self {
         Self::listen(None, steps, Arc::new(|_| json(CREATED))).await
@@ -145,7 +170,10 @@ impl Backend {
     }
 
     async fn listen(tls: Option<TlsAcceptor>, on_connect: Vec<Step>, script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls, on_connect, script)
+    }
+
+    fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, on_connect: Vec<Step>, script: Script) -> Self {
         let address = listener.local_addr().unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let record = watch::Sender::new(Record::default());
@@ -188,6 +216,11 @@ impl Backend {
         self.record.borrow().requests.clone()
     }
 
+    /// Attempt and `Idempotency-Key` of each request so far.
+    pub(crate) fn attempts(&self) -> Vec<(u32, String)> {
+        self.record.borrow().requests.iter().map(Seen::attempt).collect()
+    }
+
     /// The number of requests so far.
     pub(crate) fn count(&self) -> usize {
         self.record.borrow().requests.len()
@@ -227,6 +260,30 @@ impl Backend {
         let mut record = self.record.subscribe();
         let enough = record.wait_for(|record| record.requests.len() >= count);
         within_deadline("requests at the backend", enough).await.unwrap();
+    }
+}
+
+/// See [`Backend::closed`].
+pub(crate) struct Closed(TcpSocket);
+
+impl Closed {
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.0.local_addr().unwrap())
+    }
+
+    /// Begins to listen and does what [`Backend::in_turn`] does.
+    pub(crate) fn open(self) -> Backend {
+        Backend::serve(self.0.listen(64).unwrap(), None, Vec::new(), Arc::new(in_turn([])))
+    }
+}
+
+/// See [`Backend::in_turn`].
+fn in_turn(turns: impl IntoIterator<Item = Vec<Step>>) -> impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static {
+    let turns: Vec<_> = turns.into_iter().collect();
+    let answered = AtomicUsize::new(0);
+    move |_| {
+        let before = answered.fetch_add(1, Ordering::SeqCst);
+        turns.get(before).cloned().unwrap_or_else(|| json(created(&format!("ins-{}", before + 1))))
     }
 }
 

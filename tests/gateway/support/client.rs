@@ -55,7 +55,7 @@ impl Reply {
         assert_eq!(body["request_id"], self.request_id());
         assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
         let should_wait =
-            matches!(code, "overloaded" | "delivery_in_progress" | "shutting_down" | "journal_unavailable");
+            matches!(code, "overloaded" | "delivery_in_progress" | "journal_unavailable" | "shutting_down");
         assert_eq!(self.header("retry-after").is_some(), should_wait, "{self:?}");
         assert_eq!(self.header("allow"), (status == 405).then_some("GET"));
     }

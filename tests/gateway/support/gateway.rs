@@ -64,6 +64,21 @@ impl Setup {
         self
     }
 
+    /// Forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) fn forwarding_all(self) -> Self {
+        self.app("deliver_once = false")
+    }
+
+    /// The journal's URL.
+    pub(crate) fn journal(self, url: &str) -> Self {
+        self.top(&format!("[journal]\nurl = \"{url}\"\n"))
+    }
+
+    /// A journal that outlives the gateway: a file in this directory.
+    pub(crate) fn journal_in(self, directory: &Directory) -> Self {
+        self.journal(&format!("sqlite:{}/spigate.db", directory.path().display()))
+    }
+
     /// Keys of the app's backend.
     pub(crate) fn backend(mut self, toml: &str) -> Self {
         self.backend.push_str(toml);
@@ -255,9 +270,35 @@ impl Gateway {
         Setup::new(backend).start().await
     }
 
+    /// One that forwards every copy and records nothing: for tests that are not about delivery.
+    pub(crate) async fn forwarding_all(backend: &Backend) -> Self {
+        Setup::new(backend).forwarding_all().start().await
+    }
+
     /// Sends an order the plain way.
     pub(crate) async fn order(&self, order: &Order<'_>) -> Reply {
         self.get(&order.target()).await
+    }
+
+    /// Sends an order and does not wait for its answer.
+    pub(crate) fn send(&self, order: &Order<'_>) -> tokio::task::JoinHandle<Reply> {
+        tokio::spawn(client::one_reply(self.listen, client::get(&order.target(), "")))
+    }
+
+    /// Waits until so many copies of orders have asked the journal what to do.
+    pub(crate) async fn wait_for_claims(&self, count: u32) {
+        let series = "spigate_journal_seconds_count{operation=\"claim\"}";
+        self.wait_for_metric(series, |claims| claims >= f64::from(count)).await;
+    }
+
+    /// How many deliveries of an action of the app ended like this.
+    pub(crate) async fn deliveries(&self, action: &str, outcome: &str) -> f64 {
+        self.metric(&deliveries(action, outcome)).await
+    }
+
+    /// Waits until that many did.
+    pub(crate) async fn wait_for_deliveries(&self, action: &str, outcome: &str, count: u32) {
+        self.wait_for_metric(&deliveries(action, outcome), |ended| ended >= f64::from(count)).await;
     }
 
     /// Sends a plain GET on a connection of its own.
@@ -404,6 +445,16 @@ impl Gateway {
         &self.directory
     }
 }
+
+fn deliveries(action: &str, outcome: &str) -> String {
+    format!("spigate_deliveries_total{{action=\"{action}\",app=\"crm\",outcome=\"{outcome}\"}}")
+}
+
+/// The gauge of confirmed deliveries that the platform was not told of.
+pub(crate) const UNANSWERED: &str = "spigate_unanswered_deliveries{app=\"crm\"}";
+
+/// The gauge of deliveries that may have been executed.
+pub(crate) const UNCONFIRMED: &str = "spigate_unconfirmed_deliveries{app=\"crm\"}";
 
 impl Drop for Gateway {
     fn drop(&mut self) {

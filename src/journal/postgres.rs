@@ -1,0 +1,226 @@
+//! The journal in PostgreSQL: for several gateways that deliver the same apps' orders.
+//!
+//! Every decision is read, taken by `machine.rs`, and written by one statement that compares and
+//! swaps; a statement is a transaction, and none is left open between two. Whether a process
+//! still lives is told by a lease, one row for each; leases and everything else that gateways
+//! must agree on go by the server's clock.
+//!
+//! - `target.rs`: the server that the URL names; `failure.rs`: what its errors mean
+//! - `schema.rs`: the tables; `rows.rs`: entries as rows; `statement.rs`: how one is put together
+//! - `database.rs`: runs statements
+//! - `claim.rs`, `finish.rs`, `archive.rs`, `keys.rs`: what a store does; `write.rs`: how it writes
+//! - `listen.rs`: waiting for an attempt that runs elsewhere
+
+mod archive;
+mod claim;
+mod database;
+mod failure;
+mod finish;
+mod keys;
+mod listen;
+mod rows;
+mod schema;
+mod statement;
+mod target;
+mod write;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub use self::failure::OpenError;
+
+use self::database::{Database, STATEMENT};
+use self::failure::Failure;
+use self::listen::Waiting;
+use self::rows::Stored;
+use self::statement::{Statement, text};
+use self::target::Target;
+use super::entry::{Ask, End, Entry};
+use super::key::DeliveryKey;
+use super::machine::{Claimed, Finished, Resolution};
+use super::store::{
+    Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
+};
+use crate::config::scalar::Secret;
+
+/// See the module.
+pub struct PostgresStore {
+    shared: Arc<Shared>,
+    /// Hears notifications, once somebody waits for one.
+    listener: OnceLock<AbortHandle>,
+}
+
+/// What also those have who follow something up in the background.
+struct Shared {
+    database: Database,
+    gateway: String,
+    lease: Duration,
+    waiting: Arc<Waiting>,
+}
+
+impl PostgresStore {
+    /// Prepares a store; connects to nothing yet. `gateway` names this process like no other.
+    ///
+    /// # Errors
+    /// What is wrong with the URL; never a part of it.
+    pub fn new(url: &Secret, gateway: String, lease: Duration) -> Result<Self, String> {
+        let database = Database::new(Target::parse(url)?)?;
+        let shared = Shared { database, gateway, lease, waiting: Arc::default() };
+        Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
+    }
+
+    /// Connects, makes the tables or brings them up to date, and takes the lease: what a gateway
+    /// wants to know at its start. Returns what of the server's settings somebody should change.
+    ///
+    /// Every operation does this too where it has not been done, so that a server that is not
+    /// there at the start is no reason not to start.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self) -> Result<Vec<String>, OpenError> {
+        let client = self.shared.database.open().await?;
+        let warnings = schema::judge_settings(&client).await?;
+        let lease = self.shared.lease_statement();
+        client.query_typed(&lease.sql, &lease.parameters()).await?;
+        Ok(warnings)
+    }
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get() {
+            listener.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// Takes or keeps the lease of this process.
+    async fn keep_lease(&self, deadline: Instant) -> Result<(), Failure> {
+        match self.database.run(self.lease_statement(), deadline).await {
+            // Whoever else does it does the same.
+            Ok(_) | Err(Failure::Race(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn lease_statement(&self) -> Statement {
+        let mut sql = Statement::new("INSERT INTO spigate_gateways (id, lease_until) VALUES (");
+        sql.bind(text(&self.gateway))
+            .push(", clock_timestamp() + interval '1 second' * ")
+            .bind(self.lease.as_secs_f64());
+        sql.push(") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until");
+        sql
+    }
+
+    /// The entry at a key, as it is recorded.
+    async fn stored_at(&self, key: &DeliveryKey, deadline: Instant) -> Result<Option<Stored>, Failure> {
+        let mut sql = Statement::new(format!("SELECT {} FROM spigate_deliveries AS d WHERE d.key = ", rows::ENTRY));
+        sql.bind(key.as_bytes().to_vec());
+        let rows = self.database.read(sql, deadline).await?;
+        rows.first().map_or(Ok(None), rows::stored)
+    }
+
+    /// Tells those who wait in other gateways. Nothing depends on it, so nobody waits for it; and
+    /// it stands alone, because not everything that speaks the protocol knows it.
+    fn notify(self: &Arc<Self>, key: DeliveryKey) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut sql = Statement::new("SELECT pg_notify(");
+            sql.bind(listen::CHANNEL.to_owned()).push(", ").bind(listen::payload(&key)).push(")");
+            // Those who are not told look for themselves.
+            let _ = shared.database.run(sql, Instant::now() + STATEMENT).await;
+        });
+    }
+}
+
+impl Deliveries for PostgresStore {
+    fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
+        Box::pin(async move { claim::claim(&self.shared, &ask).await })
+    }
+
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+        Box::pin(async move { finish::finish(&self.shared, &end).await })
+    }
+
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+        let mut sql = Statement::new("UPDATE spigate_deliveries SET answered_at = ");
+        sql.bind(at).push(" WHERE answered_at IS NULL AND key = ").bind(key.as_bytes().to_vec());
+        Box::pin(async move {
+            self.shared.database.run(sql, Instant::now() + STATEMENT).await?;
+            Ok(())
+        })
+    }
+
+    fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
+        Box::pin(async move { archive::look(&self.shared, &key).await })
+    }
+
+    fn changed(&self, key: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let waiting = &self.shared.waiting;
+            self.listener.get_or_init(|| {
+                let target = self.shared.database.target().clone();
+                tokio::spawn(listen::listen(target, Arc::clone(waiting))).abort_handle()
+            });
+            waiting.changed(key).await;
+        })
+    }
+
+    fn probe(&self) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(self.shared.keep_lease(Instant::now() + STATEMENT).await?) })
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        let mut sql = Statement::new("DELETE FROM spigate_gateways WHERE id = ");
+        sql.bind(text(&self.shared.gateway));
+        Box::pin(async move {
+            self.shared.database.run(sql, Instant::now() + STATEMENT).await?;
+            Ok(())
+        })
+    }
+}
+
+impl Archive for PostgresStore {
+    fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
+        Box::pin(async move { archive::list(&self.shared, &filter, cursor, limit).await })
+    }
+
+    fn resolve(&self, key: DeliveryKey, resolution: Resolution, _: Timestamp) -> Answer<'_, Option<Resolved>> {
+        Box::pin(async move { finish::resolve(&self.shared, &key, &resolution).await })
+    }
+
+    fn counts(&self) -> Answer<'_, Vec<Counts>> {
+        Box::pin(archive::counts(&self.shared))
+    }
+
+    fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
+        Box::pin(async move { archive::prune(&self.shared, &retention).await })
+    }
+}
+
+impl Keys for PostgresStore {
+    fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
+        Box::pin(keys::data_keys(&self.shared))
+    }
+
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
+        Box::pin(async move { keys::add(&self.shared, &app, wraps, now).await })
+    }
+
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
+        Box::pin(keys::put(&self.shared, data_key, wraps, now))
+    }
+}
+
+impl Store for PostgresStore {
+    fn lease(&self) -> Option<Duration> {
+        Some(self.shared.lease)
+    }
+}

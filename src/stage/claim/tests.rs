@@ -1,0 +1,329 @@
+//! Deliveries over a journal in memory, and over one that fails when it is told to.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::config;
+use crate::config::source::Sources;
+use crate::dialect::mac::TagEncoding;
+use crate::dialect::request::{SpiRequest, Strictness};
+use crate::dialect::{ActionKind, builtin};
+use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
+use crate::journal::key::{Extras, Fingerprint, Origin};
+use crate::journal::machine::{Claimed, Resolution};
+use crate::journal::memory::MemoryStore;
+use crate::journal::store::{
+    self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
+};
+use crate::query::Params;
+
+const REPLY: &str = r#"{"success":true,"instanceId":"i-1"}"#;
+
+/// A store that cannot be written while it is broken.
+#[derive(Default)]
+struct Fragile {
+    store: MemoryStore,
+    broken: AtomicBool,
+}
+
+impl Fragile {
+    fn unless_broken<'s, T: Send + 's>(&'s self, answer: impl FnOnce() -> Answer<'s, T>) -> Answer<'s, T> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Err(Unavailable::new("no space left on device"))));
+        }
+        answer()
+    }
+}
+
+impl store::Deliveries for Fragile {
+    fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
+        self.unless_broken(|| self.store.claim(ask))
+    }
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+        self.unless_broken(|| self.store.finish(end))
+    }
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+        self.unless_broken(|| self.store.answered(key, at))
+    }
+    fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
+        self.unless_broken(|| self.store.look(key))
+    }
+    fn changed(&self, key: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.store.changed(key)
+    }
+    fn probe(&self) -> Answer<'_, ()> {
+        self.unless_broken(|| self.store.probe())
+    }
+    fn close(&self) -> Answer<'_, ()> {
+        self.store.close()
+    }
+}
+
+impl store::Archive for Fragile {
+    fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
+        self.store.list(filter, cursor, limit)
+    }
+    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+        self.store.resolve(key, resolution, now)
+    }
+    fn counts(&self) -> Answer<'_, Vec<Counts>> {
+        self.store.counts()
+    }
+    fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
+        self.store.prune(retention)
+    }
+}
+
+impl store::Keys for Fragile {
+    fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
+        self.store.data_keys()
+    }
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
+        self.store.add_data_key(app, wraps, now)
+    }
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
+        self.store.put_wraps(data_key, wraps, now)
+    }
+}
+
+impl Store for Fragile {
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Deliveries of one app, and what makes its orders.
+struct Bench {
+    store: Arc<Fragile>,
+    deliveries: Deliveries,
+    dialect: Arc<Dialect>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let text = format!(
+            "journal.url = \"memory:\"\n[[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{}\"\n\
+             keys = [{{ id = \"k\", value = \"secret\" }}]\n[apps.backend]\nurl = \"http://127.0.0.1:1/\"\n",
+            builtin::load().unwrap()[1].name
+        );
+        let sources = Sources { file: "test".into(), text, ..Sources::default() };
+        let config = config::load(&sources, Path::new(".")).unwrap();
+        let (store, metrics) = (Arc::new(Fragile::default()), Arc::new(Metrics::new().unwrap()));
+        let journal = Journal::over(Arc::clone(&store) as _, "g".into(), &config, Arc::clone(&metrics));
+        let dialect = Arc::clone(&config.apps[0].dialect);
+        Self { store, deliveries: Deliveries::new(journal, metrics), dialect }
+    }
+
+    fn order(&self, spec: &str, deadline: Instant) -> Order {
+        let dialect = &self.dialect;
+        let action = dialect.actions.iter().position(|action| action.kind == ActionKind::Create).unwrap();
+        let mut pairs = vec![(dialect.action_parameter.as_str(), dialect.actions[action].name.as_str())];
+        for field in &dialect.fields {
+            pairs.push((&field.name, if field.name == "spec" { spec } else { field.sample.as_deref().unwrap() }));
+        }
+        let request: SpiRequest = dialect.check_request(Params::from_pairs(pairs), None, Strictness::Strict).unwrap();
+        let tag = TagEncoding::Hex.decode("00").unwrap();
+        let ask = Ask {
+            base: DeliveryKey::of("crm", dialect, &request, &tag),
+            origin: Origin::of("crm", dialect, &request, &tag),
+            lookalike: None,
+            fingerprint: Fingerprint::of(dialect, &request),
+            extras: Extras::of(dialect, &request),
+            app: "crm".into(),
+            action: "CreateInstance".into(),
+            debug: false,
+            order_id: Some("o-1".into()),
+            instance_id: None,
+            user_id: None,
+            lifecycle: Lifecycle::None,
+            hold: false,
+            instance_must_be_new: true,
+            claimant: self.deliveries.journal().claimant(),
+            request_id: "r".into(),
+            now: crate::clock::now(),
+        };
+        Order { ask: Arc::new(ask), dialect: Arc::clone(dialect), action, deadline }
+    }
+
+    async fn entry(&self) -> Entry {
+        self.store.store.list(Filter::default(), None, 1).await.unwrap().remove(0).entry
+    }
+}
+
+fn confirmed() -> Delivery {
+    Delivery::answered(Outcome::Delivered, Bytes::from_static(REPLY.as_bytes()), Some("i-1".into()))
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+async fn unused(_: Go) -> Delivery {
+    unreachable!("must not run")
+}
+
+#[tokio::test]
+async fn copies_join_the_first_and_share_its_result() {
+    let bench = Arc::new(Bench::new());
+    let (gate, calls) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let copy = || {
+        let (bench, gate, calls) = (Arc::clone(&bench), Arc::clone(&gate), Arc::clone(&calls));
+        tokio::spawn(async move {
+            let attempt = |_| async move {
+                calls.fetch_add(1, Ordering::SeqCst);
+                gate.notified().await;
+                confirmed()
+            };
+            bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap()
+        })
+    };
+    let copies: Vec<_> = (0..50).map(|_| copy()).collect();
+    while calls.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let conflict = bench.deliveries.once(bench.order("b", soon()), unused, |_| {}).await.unwrap();
+    assert!(matches!(conflict.answer, Err(Rejection::OrderConflict)));
+    gate.notify_one();
+    let mut outcomes = Vec::new();
+    for copy in copies {
+        let delivery = copy.await.unwrap();
+        assert_eq!(delivery.answer.unwrap(), REPLY);
+        outcomes.push(delivery.outcome);
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(outcomes.iter().filter(|&&outcome| outcome == Outcome::Delivered).count(), 1);
+    assert!(bench.deliveries.running.claims().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadlines_answer_the_caller_and_leave_the_delivery_running() {
+    let bench = Bench::new();
+    let attempt = |_| async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        confirmed()
+    };
+    let until = |seconds| bench.order("a", Instant::now() + Duration::from_secs(seconds));
+    let first = bench.deliveries.once(until(13), attempt, |_| {}).await.unwrap();
+    assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+    let second = bench.deliveries.once(until(1), unused, |_| {}).await.unwrap();
+    assert!(matches!(second.answer, Err(Rejection::DeliveryInProgress)));
+    let third = bench.deliveries.once(until(60), unused, |_| {}).await.unwrap();
+    assert_eq!((third.outcome, third.answer.unwrap()), (Outcome::Joined, Bytes::from_static(REPLY.as_bytes())));
+    let fourth = bench.deliveries.once(until(60), unused, |_| {}).await.unwrap();
+    assert_eq!((fourth.outcome, fourth.answer.unwrap()), (Outcome::Replayed, Bytes::from_static(REPLY.as_bytes())));
+    bench.deliveries.drained().await;
+    let refused = bench.deliveries.once(until(60), unused, |_| {}).await;
+    assert!(matches!(refused, Err(Rejection::ShuttingDown)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_nobody_waits_for_any_more_is_told_of() {
+    let bench = Bench::new();
+    let (tell, told) = oneshot::channel();
+    let attempt = |_| async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        confirmed()
+    };
+    let unheard = |delivery: &Delivery| tell.send(delivery.outcome).unwrap();
+    let order = bench.order("a", Instant::now() + Duration::from_secs(13));
+    let first = bench.deliveries.once(order, attempt, unheard).await.unwrap();
+    assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+    assert_eq!(told.await, Ok(Outcome::Delivered));
+}
+
+/// The one who waits may be gone again, answered, before the delivery's task goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_that_somebody_waits_for_is_never_called_unheard() {
+    let bench = Bench::new();
+    let unheard = Arc::new(AtomicUsize::new(0));
+    for _ in 0..3_000 {
+        let attempt = |_| async {
+            tokio::task::yield_now().await;
+            // A refusal: the key opens again each time.
+            Delivery::answered(Outcome::Refused, Bytes::new(), None)
+        };
+        let count = Arc::clone(&unheard);
+        let tell = move |_: &Delivery| {
+            count.fetch_add(1, Ordering::SeqCst);
+        };
+        bench.deliveries.once(bench.order("a", soon()), attempt, tell).await.unwrap();
+    }
+    bench.deliveries.drained().await;
+    assert_eq!(unheard.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_bug_in_an_attempt_ends_it_for_everybody_and_leaves_it_unconfirmed() {
+    let bench = Bench::new();
+    let attempt = |_| async { panic!("a bug") };
+    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    assert!(matches!(delivery.answer, Err(Rejection::Internal)));
+    assert!(bench.deliveries.running.claims().is_empty());
+    let entry = bench.entry().await;
+    assert_eq!(entry.state, State::Unconfirmed);
+    let next = |go: Go| async move {
+        assert_eq!(go.number, 2);
+        confirmed()
+    };
+    let delivery = bench.deliveries.once(bench.order("a", soon()), next, |_| {}).await.unwrap();
+    assert_eq!(delivery.outcome, Outcome::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_that_cannot_be_recorded_is_kept_until_it_can() {
+    let bench = Bench::new();
+    let store = Arc::clone(&bench.store);
+    let attempt = |_| async move {
+        store.broken.store(true, Ordering::SeqCst);
+        confirmed()
+    };
+    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    assert!(matches!(first.answer, Err(Rejection::JournalUnavailable { .. })), "{first:?}");
+    // While it is down nothing is forwarded, whatever it is.
+    let second = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    assert!(matches!(second.answer, Err(Rejection::JournalUnavailable { .. })));
+    let third = bench.deliveries.once(bench.order("b", soon()), unused, |_| {}).await.unwrap();
+    assert!(matches!(third.answer, Err(Rejection::JournalUnavailable { .. })));
+    assert_eq!(bench.entry().await.state, State::Running);
+
+    bench.store.broken.store(false, Ordering::SeqCst);
+    tokio::spawn(Arc::clone(bench.deliveries.journal()).keep());
+    bench.deliveries.journal().health().wellness().await;
+    let fourth = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    assert_eq!(fourth.answer.unwrap(), REPLY);
+    let entry = bench.entry().await;
+    assert_eq!((entry.state, entry.latest.number), (State::Done, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_when_the_process_must_end_is_unconfirmed() {
+    let bench = Bench::new();
+    let attempt = |_| async { std::future::pending().await };
+    let order = bench.order("a", Instant::now() + Duration::from_secs(1));
+    let first = bench.deliveries.once(order, attempt, |_| {}).await.unwrap();
+    assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+    bench.deliveries.abandon().await;
+    let entry = bench.entry().await;
+    assert_eq!(entry.state, State::Unconfirmed);
+    let ended = entry.latest.ended.unwrap();
+    assert_eq!((ended.outcome, ended.code.as_deref()), (AttemptOutcome::Unconfirmed, Some("shutting_down")));
+}
+
+#[tokio::test]
+async fn a_receipt_marks_the_delivery_as_answered_once() {
+    let bench = Bench::new();
+    let attempt = |_| async { confirmed() };
+    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    assert_eq!(bench.entry().await.answered_at, None);
+    first.receipt.unwrap().given();
+    bench.deliveries.journal().close().await;
+    assert!(bench.entry().await.answered_at.is_some());
+    let again = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    assert!(again.receipt.is_none());
+}

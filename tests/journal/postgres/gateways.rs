@@ -1,0 +1,321 @@
+//! Several gateways that serve from one database.
+
+use std::sync::Arc;
+
+use spigate::journal::entry::{Ask, AttemptOutcome, Entry, LEASE_LOST, State};
+use spigate::journal::machine::{Decision, Finished};
+use spigate::journal::store::{Filter, Retention, Which};
+use tokio::sync::Barrier;
+
+use super::Postgres;
+use crate::bench::{Bench, Gateway};
+use crate::sample::{START, content, key, lookalike, unconfirmed};
+
+/// Claims at once from every gateway; what each was told.
+async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decision, Entry)> {
+    let start = Arc::new(Barrier::new(gateways.len()));
+    let claims: Vec<_> = gateways
+        .iter()
+        .map(|gateway| {
+            let (gateway, ask, start) = (gateway.clone(), ask(gateway), Arc::clone(&start));
+            tokio::spawn(async move {
+                start.wait().await;
+                let claimed = gateway.claim(ask).await;
+                (claimed.decision, claimed.entry)
+            })
+        })
+        .collect();
+    let mut told = Vec::new();
+    for claim in claims {
+        told.push(claim.await.unwrap());
+    }
+    told
+}
+
+fn forwarded(told: &[(Decision, Entry)]) -> Vec<&Entry> {
+    told.iter().filter(|(decision, _)| *decision == Decision::Forward).map(|(_, entry)| entry).collect()
+}
+
+async fn gateways<const COUNT: usize>(bench: &mut Postgres) -> Vec<Gateway> {
+    let mut gateways = Vec::new();
+    for _ in 0..COUNT {
+        gateways.push(bench.open().await);
+    }
+    gateways
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_attempt_is_claimed_by_one_of_them() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateways = gateways::<4>(&mut bench).await;
+    for order in 0..20 {
+        let order = format!("o-{order}");
+        // The first claim inserts; those after it update.
+        for attempt in 1..=3 {
+            let told = race(&gateways, |gateway| gateway.create(&order)).await;
+            let forwarded = forwarded(&told);
+            assert_eq!(forwarded.len(), 1, "{told:#?}");
+            assert_eq!(forwarded[0].latest.number, attempt);
+            assert!(told.iter().all(|(_, entry)| entry == forwarded[0]), "the others join it");
+            let winner = gateways.iter().find(|gateway| gateway.name == forwarded[0].latest.claimant.gateway).unwrap();
+            let call = crate::sample::Call { ask: Arc::new(winner.create(&order)), entry: forwarded[0].clone() };
+            winner.finish(call.end(unconfirmed())).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookalikes_at_one_moment_are_one_delivery() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateways = gateways::<4>(&mut bench).await;
+    for order in 0..20 {
+        let order = format!("i-{order}");
+        let told = race(&gateways, |gateway| Ask {
+            base: key(&[&order, &gateway.name]),
+            order_id: None,
+            lookalike: Some(lookalike(&[&order])),
+            fingerprint: content(&[&order]),
+            ..gateway.renew("", &order)
+        })
+        .await;
+        let forwarded = forwarded(&told);
+        assert_eq!(forwarded.len(), 1, "{told:#?}");
+        assert!(told.iter().all(|(_, entry)| entry == forwarded[0]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_and_expiries_at_one_moment_agree_on_the_cycle() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateways = gateways::<4>(&mut bench).await;
+    for round in 0..20 {
+        // Two renew, two expire: each renewal raises the cycle once, each cycle is ended once.
+        let instance = format!("i-{round}");
+        let told = race(&gateways, |gateway| match gateways.iter().position(|other| other.name == gateway.name) {
+            Some(number @ 0..2) => gateway.renew(&format!("o-{round}-{number}"), &instance),
+            _ => gateway.expire(&instance),
+        })
+        .await;
+        let forwarded = forwarded(&told);
+        let expiries: Vec<_> = forwarded.iter().filter(|entry| entry.action.starts_with("Expire")).collect();
+        assert_eq!(forwarded.len() - expiries.len(), 2);
+        let mut cycles: Vec<_> = expiries.iter().map(|entry| entry.cycle).collect();
+        cycles.dedup();
+        assert_eq!(cycles.len(), expiries.len(), "{told:#?}");
+        let next = gateways[0].claim(gateways[0].expire(&instance)).await;
+        assert_eq!(next.entry.cycle, 2, "after two renewals: {:#?}", next.entry);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_won_by_one_order_across_gateways() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateways = gateways::<4>(&mut bench).await;
+    for round in 0..20 {
+        let start = Arc::new(Barrier::new(gateways.len()));
+        let mut ends = Vec::new();
+        for (number, gateway) in gateways.iter().enumerate() {
+            let call = gateway.forward(gateway.create(&format!("o-{round}-{number}"))).await;
+            let (gateway, start) = (gateway.clone(), Arc::clone(&start));
+            ends.push(tokio::spawn(async move {
+                let end = call.end(gateway.confirmed(&format!("i-{round}")));
+                start.wait().await;
+                gateway.finish(end).await
+            }));
+        }
+        let mut states = Vec::new();
+        for end in ends {
+            let (finished, entry) = end.await.unwrap();
+            assert_eq!(finished == Finished::Recorded, entry.state == State::Done);
+            states.push(entry.state);
+        }
+        assert_eq!(states.iter().filter(|state| **state == State::Done).count(), 1);
+        assert_eq!(states.iter().filter(|state| **state == State::Unconfirmed).count(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_hears_of_the_end_in_another_gateway() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let call = one.forward(one.create("o-1")).await;
+    assert_eq!(other.claim(other.create("o-1")).await.decision, Decision::Join);
+    assert_eq!(bench.sql("SELECT awaited FROM spigate_deliveries"), "t");
+    let key = call.key();
+    let waiting = tokio::spawn(async move {
+        loop {
+            let entry = other.look(key).await;
+            if entry.state != State::Running {
+                return entry;
+            }
+            other.store.changed(key).await;
+        }
+    });
+    let (_, entry) = one.finish(call.end(one.confirmed("i-1"))).await;
+    assert_eq!(waiting.await.unwrap(), entry);
+}
+
+/// Where notifications are lost, those who wait look for themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_notifications_a_copy_hears_of_it_too() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let call = one.forward(one.create("o-1")).await;
+    assert_eq!(other.claim(other.create("o-1")).await.decision, Decision::Join);
+    bench.sql("UPDATE spigate_deliveries SET awaited = false");
+    one.finish(call.end(one.confirmed("i-1"))).await;
+    while other.look(call.key()).await.state == State::Running {
+        other.store.changed(call.key()).await;
+    }
+    // Also for somebody for whom nothing changes at all.
+    other.store.changed(key(&["unknown"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notification_names_the_delivery() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let (client, mut connection) =
+        tokio_postgres::connect(&bench.server.url(&bench.database), tokio_postgres::NoTls).await.unwrap();
+    let (heard, mut notifications) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let tokio_postgres::AsyncMessage::Notification(notification) = message {
+                heard.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    client.batch_execute("LISTEN spigate_ended").await.unwrap();
+    // Nobody waits for the first one, so nobody is told.
+    let alone = one.forward(one.create("o-1")).await;
+    one.finish(alone.end(one.confirmed("i-1"))).await;
+    let joined = one.forward(one.create("o-2")).await;
+    other.claim(other.create("o-2")).await;
+    one.finish(joined.end(one.confirmed("i-2"))).await;
+    let heard = notifications.recv().await.unwrap();
+    assert!(heard.starts_with(&joined.key().idempotency_key()), "{heard}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_confirmation_of_a_lost_attempt_wins_or_is_a_duplicate() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    for (first_is_faster, order) in [(true, "o-1"), (false, "o-2")] {
+        let (one, other) = (bench.open().await, bench.open().await);
+        let first = one.forward(one.create(order)).await;
+        assert_eq!(other.claim(other.create(order)).await.decision, Decision::Join);
+        bench.end_lease(&one.name);
+        let second = other.forward(other.create(order)).await;
+        assert_eq!((second.entry.latest.number, second.entry.doubt), (2, true));
+        let lost = &other.record(second.key()).await.history[0];
+        assert_eq!(lost.ended.as_ref().unwrap().code.as_deref(), Some(LEASE_LOST));
+
+        let (ends, outcomes) = if first_is_faster {
+            ([&first, &second], [AttemptOutcome::Confirmed, AttemptOutcome::Duplicate])
+        } else {
+            ([&second, &first], [AttemptOutcome::Duplicate, AttemptOutcome::Confirmed])
+        };
+        let instance = |call: &crate::sample::Call| format!("i-{order}-{}", call.entry.latest.number);
+        let (finished, done) = one.finish(ends[0].end(one.confirmed(&instance(ends[0])))).await;
+        assert_eq!((finished, done.state), (Finished::Recorded, State::Done));
+        let (finished, still) = other.finish(ends[1].end(other.confirmed(&instance(ends[1])))).await;
+        assert_eq!(
+            (finished, &still.confirmation, &still.reply),
+            (Finished::Duplicate, &done.confirmation, &done.reply)
+        );
+        let record = one.record(first.key()).await;
+        let attempts: Vec<_> = record.attempts().map(|attempt| attempt.ended.as_ref().unwrap().outcome).collect();
+        assert_eq!(attempts, outcomes);
+        assert_eq!(one.claim(one.create(order)).await.decision, Decision::Replay);
+    }
+}
+
+/// A gateway that the server has not heard of for long goes on as soon as it is heard again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_ended_is_taken_again() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    for renewed_by_a_claim in [false, true] {
+        let order = format!("o-{renewed_by_a_claim}");
+        let call = one.forward(one.create(&order)).await;
+        bench.end_lease(&one.name);
+        assert_eq!(other.look(call.key()).await.state, State::Unconfirmed);
+        assert_eq!(one.look(call.key()).await.state, State::Running, "it knows better of its own");
+        if renewed_by_a_claim {
+            assert_eq!(one.claim(one.create(&order)).await.decision, Decision::Join);
+        } else {
+            one.store.probe().await.unwrap();
+        }
+        assert_eq!(other.claim(other.create(&order)).await.decision, Decision::Join);
+    }
+    // Not even a probe is needed before the first claim.
+    let name = super::name();
+    let silent = Gateway::new(name.clone(), Arc::new(bench.store(&name))).await;
+    let call = silent.forward(silent.create("o-3")).await;
+    assert_eq!(other.claim(other.create("o-3")).await.decision, Decision::Join);
+    silent.store.close().await.unwrap();
+    assert_eq!(other.look(call.key()).await.state, State::Unconfirmed);
+}
+
+/// The operator hears of it although no copy comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_that_is_gone_had_running_is_counted_listed_and_recorded() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let call = one.forward(one.create("o-1")).await;
+    one.forward(one.create("o-2")).await;
+    other.forward(other.create("o-3")).await;
+    let waits = async || other.store.counts().await.unwrap().iter().map(|counts| counts.unconfirmed).sum::<i64>();
+    let listed = async |which| other.list(Filter { which: Some(which), ..Filter::default() }).await.len();
+    assert_eq!(waits().await, 0);
+    one.store.close().await.unwrap();
+    let nothing = Retention { replies_before: START, history_before: START, wraps_before: START, batch: 100 };
+    for recorded in [false, true] {
+        let running = bench.sql("SELECT count(*) FROM spigate_deliveries WHERE state = 'running'");
+        assert_eq!(running, if recorded { "1" } else { "3" });
+        assert_eq!(waits().await, 2);
+        assert_eq!(listed(Which::State(State::Unconfirmed)).await, 2);
+        assert_eq!(listed(Which::State(State::Running)).await, 1);
+        assert_eq!(listed(Which::Attempt(AttemptOutcome::Unconfirmed)).await, 2);
+        other.store.prune(nothing).await.unwrap();
+    }
+    let ended = other.look(call.key()).await.latest.ended.unwrap();
+    assert_eq!(ended.code.as_deref(), Some(LEASE_LOST));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_ended_long_ago_are_removed() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    bench.sql(&format!(
+        "UPDATE spigate_gateways SET lease_until = clock_timestamp() - interval '2 hours' WHERE id = '{}'",
+        one.name
+    ));
+    let nothing = Retention { replies_before: START, history_before: START, wraps_before: START, batch: 100 };
+    other.store.prune(nothing).await.unwrap();
+    assert_eq!(bench.sql("SELECT id FROM spigate_gateways"), other.name);
+}
+
+/// What gateways have to agree on goes by the clock of the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_a_gateway_changes_nothing() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let now = spigate::clock::now();
+    for hours in [-1, 1] {
+        let wrong = now + jiff::SignedDuration::from_hours(hours);
+        let order = format!("o-{hours}");
+        let call = one.forward(Ask { now: wrong, ..one.create(&order) }).await;
+        let apart = |time: jiff::Timestamp| time.duration_since(now).abs();
+        let minutes = jiff::SignedDuration::from_mins(30);
+        assert!(apart(call.entry.received_at) < minutes && apart(call.entry.latest.began_at) < minutes);
+        let copy = other.claim(Ask { now: wrong, ..other.create(&order) }).await;
+        assert_eq!(copy.decision, Decision::Join);
+        let (_, entry) = one.finish(call.end_at(one.confirmed(&order), wrong)).await;
+        assert!(apart(entry.confirmation.unwrap().at) < minutes && apart(entry.changed_at) < minutes);
+        // An expiry of an hour ago is replayed by that clock too.
+        let expiry = one.forward(Ask { now: wrong, ..one.expire(&order) }).await;
+        one.finish(expiry.end_at(one.carried_out(), wrong)).await;
+        let later = wrong + jiff::SignedDuration::from_hours(2);
+        assert_eq!(other.claim(Ask { now: later, ..other.expire(&order) }).await.decision, Decision::Replay);
+    }
+}
