@@ -171,6 +171,8 @@ async fn what_may_not_be_written_is_named() {
         if (directory, file) == (0o555, 0o666) {
             fs::remove_file(format!("{}-lock", path.display())).unwrap();
         }
+        // Also puts the configuration where nothing can be put any more.
+        assert_eq!(setup.check().code, 0);
         fs::set_permissions(setup.directory().path(), mode(directory)).unwrap();
         let refusal = setup.refusal().await;
         fs::set_permissions(setup.directory().path(), mode(0o755)).unwrap();
@@ -226,4 +228,17 @@ async fn a_file_that_is_removed_is_noticed_though_nobody_orders_anything() {
     fs::remove_file(gateway.directory().path().join(JOURNAL)).unwrap();
     let reply = gateway.wait_for_readyz(503).await;
     assert!(reply.text().contains("was removed or replaced while it was in use"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn what_a_removed_write_ahead_log_held_is_saved() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Gateway::over(&backend).await;
+    let order = create();
+    gateway.order(&order).await.assert_is(CREATED);
+    fs::remove_file(gateway.directory().path().join("spigate.db-wal")).unwrap();
+    gateway.wait_for_readyz(503).await;
+    gateway.restart().await;
+    gateway.order(&order).await.assert_is(CREATED);
+    assert_eq!(backend.count(), 1);
 }

@@ -23,16 +23,19 @@ async fn backend() -> Backend {
 
 const PRUNED: &str = "spigate_journal_seconds_count{operation=\"prune\"}";
 
-/// Starts the gateway again and waits until it has removed what is too old by then.
-async fn sweep(gateway: &mut Gateway) {
-    gateway.restart().await;
+/// Starts the gateway again, with what it is set to, and waits until it has removed what is too
+/// old by then.
+async fn sweep(gateway: &mut Gateway, setting: Option<(&str, &str)>) {
+    gateway.kill();
+    gateway.spawn_again(setting);
+    gateway.until_ready().await;
     gateway.wait_for_metric(PRUNED, |sweeps| sweeps >= 1.0).await;
 }
 
 #[tokio::test]
 async fn credentials_go_first_and_then_the_delivery() {
     let backend = backend().await;
-    let times = "[journal]\nretain_replies = \"1s\"\nretain_history = \"4s\"\n";
+    let times = "[journal]\nretain_replies = \"1s\"\n";
     let mut gateway = Setup::new(&backend).top(times).start().await;
     let order = create();
     let whole = gateway.order(&order).await.text();
@@ -46,7 +49,7 @@ async fn credentials_go_first_and_then_the_delivery() {
             if reply.text() != whole {
                 return reply;
             }
-            sweep(&mut gateway).await;
+            sweep(&mut gateway, None).await;
         }
     };
     let shorter = within_deadline("the end of retain_replies", shorter).await;
@@ -55,7 +58,7 @@ async fn credentials_go_first_and_then_the_delivery() {
 
     let forgotten = async {
         while backend.count() == 1 {
-            sweep(&mut gateway).await;
+            sweep(&mut gateway, Some(("SPIGATE_JOURNAL__RETAIN_HISTORY", "1s"))).await;
             assert_eq!(gateway.order(&order).await.status, 200);
         }
     };
