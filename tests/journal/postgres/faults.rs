@@ -52,13 +52,10 @@ impl Load {
 
     async fn deliver(&self, gateway: &Gateway, order: String, turn: usize) {
         let ask = Arc::new(gateway.create(&order));
-        let claimed = match gateway.store.claim(Arc::clone(&ask)).await {
-            Ok(claimed) => claimed,
-            Err(_) => {
-                self.unavailable.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                return;
-            }
+        let Ok(claimed) = gateway.store.claim(Arc::clone(&ask)).await else {
+            self.unavailable.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            return;
         };
         if claimed.decision != Decision::Forward {
             return;
