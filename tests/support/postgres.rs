@@ -136,6 +136,7 @@ impl Server {
     }
 
     /// Starts it (again), and comes back when it is up.
+    #[expect(clippy::disallowed_methods, reason = "waits for a program; who must not be held up calls it apart")]
     pub(crate) fn resume(&self) {
         let mut keeper = self.keeper.lock().unwrap();
         assert!(keeper.is_none(), "it runs");
