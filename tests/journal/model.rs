@@ -516,7 +516,7 @@ impl<S: Subject> History<S> {
             }
             if let Err(sentence) = result {
                 let steps = self.told.join("\n  ");
-                return Err(TestCaseError::fail(format!("{sentence}\n  {steps}\n")));
+                return Err(TestCaseError::fail(format!("after\n  {steps}\n{sentence}\n")));
             }
         }
         Ok(())
