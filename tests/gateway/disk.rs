@@ -206,7 +206,8 @@ async fn a_confirmation_is_kept_until_it_recovers(backend: &Backend, gate: Gate,
     for _ in 0..3 {
         gateway.order(&order).await.assert_rejected(503, "journal_unavailable");
     }
-    assert!(gateway.metric(&errors("finish")).await >= 1.0);
+    // A probe may have been the first to notice; then the end is not even tried.
+    assert!(gateway.metric(&errors("finish")).await + gateway.metric(&errors("probe")).await >= 1.0);
 
     disk.recover();
     gateway.wait_for_readyz(200).await;
