@@ -30,9 +30,10 @@ pub mod vault;
 pub mod view;
 pub mod visit;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -68,12 +69,15 @@ pub struct Journal {
     locked_out: watch::Sender<Vec<LockedOut>>,
     /// Receipts that are being written.
     receipts: TaskTracker,
-    /// The apps that it is for.
-    apps: Vec<String>,
+    /// The apps that gauges were ever set for: those of the configuration, and those that the
+    /// journal still knows.
+    counted: Mutex<BTreeSet<String>>,
     /// What of the configuration it keeps to.
     pub config: JournalConfig,
 }
 
+/// What is counted and timed.
+const OPERATIONS: [&str; 8] = ["claim", "finish", "answered", "look", "count", "probe", "prune", "close"];
 /// How often old replies and deliveries are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How often the journal is tried while nothing is wrong.
@@ -135,6 +139,13 @@ impl Journal {
 
     /// A journal over a store that is open.
     pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
+        // From zero, so that an alert sees the first one rise.
+        for app in &config.apps {
+            metrics.duplicate_confirmations.with_label_values(&[&app.name]);
+        }
+        for operation in OPERATIONS {
+            metrics.journal_errors.with_label_values(&[operation]);
+        }
         Arc::new(Self {
             store,
             vault: Vault::of(config),
@@ -144,7 +155,7 @@ impl Journal {
             claims: AtomicI64::new(0),
             locked_out: watch::Sender::default(),
             receipts: TaskTracker::new(),
-            apps: config.apps.iter().map(|app| app.name.clone()).collect(),
+            counted: Mutex::new(config.apps.iter().map(|app| app.name.clone()).collect()),
             config: config.journal.clone(),
         })
     }
@@ -227,7 +238,9 @@ impl Journal {
     pub async fn count(&self) {
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
-        for app in &self.apps {
+        let mut apps = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        apps.extend(counts.iter().map(|counts| counts.app.clone()));
+        for app in apps.iter() {
             let known = counts.iter().find(|counts| counts.app == *app);
             let set = |gauge: &IntGaugeVec, value: Option<i64>| gauge.with_label_values(&[app]).set(value.unwrap_or(0));
             set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));

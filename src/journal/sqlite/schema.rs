@@ -71,6 +71,12 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (delivery, number)
     ) STRICT, WITHOUT ROWID;
 
+    CREATE TABLE aliases (
+        key BLOB NOT NULL PRIMARY KEY,
+        delivery INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX aliases_by_delivery ON aliases (delivery);
+
     CREATE TABLE instances (
         app TEXT NOT NULL,
         instance_id TEXT NOT NULL,
