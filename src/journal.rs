@@ -80,6 +80,9 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried while something is.
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
+/// After this time without an answer the journal is taken for down: a disk that hangs reports no
+/// error. Longer than another process may hold the lock of a file, and than a server is waited for.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for the last receipts.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a scrape waits for the journal's counts.
@@ -124,9 +127,12 @@ impl Journal {
             Location::Postgres(_) => return Err("this spigate was built without the feature postgres".to_owned()),
         };
         let journal = Self::over(store, gateway, config, metrics);
-        match trouble {
-            Some(trouble) => journal.health.failed(&trouble),
+        let unlocked = match trouble {
+            Some(trouble) => Err(trouble),
             None => journal.unlock().await,
+        };
+        if let Err(unavailable) = unlocked {
+            journal.health.failed(&unavailable);
         }
         Ok(journal)
     }
@@ -163,7 +169,7 @@ impl Journal {
     /// The journal is down: nothing may be forwarded.
     pub async fn claim(&self, ask: Arc<Ask>) -> Result<Claimed, Unavailable> {
         self.health.check()?;
-        self.timed("claim", self.store.claim(ask)).await
+        self.vital("claim", self.store.claim(ask)).await
     }
 
     /// Records the end of an attempt; durable once it comes back.
@@ -189,7 +195,7 @@ impl Journal {
             ending,
             now: clock::now(),
         };
-        self.timed("finish", self.store.finish(Arc::new(end))).await
+        self.vital("finish", self.store.finish(Arc::new(end))).await
     }
 
     async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
@@ -213,7 +219,7 @@ impl Journal {
     /// The journal is down.
     pub async fn look(&self, key: DeliveryKey) -> Result<Option<Entry>, Unavailable> {
         self.health.check()?;
-        self.timed("look", self.store.look(key)).await
+        self.vital("look", self.store.look(key)).await
     }
 
     /// Comes back when an entry may have changed.
@@ -223,6 +229,9 @@ impl Journal {
 
     /// Updates what waits for somebody; for as long as the journal is down, the last numbers stay.
     pub async fn count(&self) {
+        if !self.health.is_well() {
+            return;
+        }
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
         for app in &self.apps {
@@ -236,40 +245,51 @@ impl Journal {
     /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,
     /// removes what is too old.
     pub async fn keep(self: Arc<Self>) {
-        let mut prune_at = Instant::now();
+        // Side by side: a lease that ran out while old deliveries are removed would have others
+        // forward what still runs here.
+        tokio::join!(self.watch(), self.tidy());
+    }
+
+    async fn watch(&self) {
+        let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
         loop {
-            let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
             let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
             // A failure is looked into at once: it may have been one delivery's alone.
-            let _ = tokio::time::timeout(wait, self.health.failure()).await;
-            match self.timed("probe", self.store.probe()).await {
+            let _ = tokio::time::timeout(wait, self.health.suspicion()).await;
+            let probe = async {
+                let answer = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
+                answer.unwrap_or_else(|_| Err(Unavailable::new("the journal does not answer")))
+            };
+            match self.timed("probe", Box::pin(probe)).await {
                 Ok(()) => self.health.is_well_again(),
-                Err(_) => continue,
-            }
-            if Instant::now() >= prune_at {
-                prune_at = Instant::now() + PRUNE_EVERY;
-                // Says that the keys are still in use, and wraps what others have added.
-                self.unlock().await;
-                let pruned = retention::prune(&*self.store, &self.config, clock::now());
-                // Counted and logged by `timed`; the next round tries again.
-                let _ = self.timed("prune", Box::pin(pruned)).await;
+                Err(unavailable) => self.health.failed(&unavailable),
             }
         }
     }
 
-    async fn unlock(&self) {
-        match self.vault.unlock(&*self.store, clock::now()).await {
-            Ok(locked_out) => {
-                // Said once, and again when it changes: it may stay so for as long as the history.
-                if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out)
-                {
-                    for app in &locked_out {
-                        tracing::error!(app = app.app, "{app}");
-                    }
-                }
+    async fn tidy(&self) {
+        loop {
+            self.health.wellness().await;
+            // Says that the keys are still in use, and wraps what others have added.
+            if self.unlock().await.is_ok() {
+                let pruned = retention::prune(&*self.store, &self.config, clock::now());
+                // Counted by `timed`; the next round tries again. No delivery depends on it.
+                let _ = self.timed("prune", Box::pin(pruned)).await;
             }
-            Err(unavailable) => self.health.failed(&unavailable),
+            tokio::time::sleep(PRUNE_EVERY).await;
         }
+    }
+
+    async fn unlock(&self) -> Result<(), Unavailable> {
+        let unlocked = self.vault.unlock(&*self.store, clock::now());
+        let locked_out = self.timed("unlock", Box::pin(unlocked)).await?;
+        // Said once, and again when it changes: it may stay so for as long as the history.
+        if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out) {
+            for app in &locked_out {
+                tracing::error!(app = app.app, "{app}");
+            }
+        }
+        Ok(())
     }
 
     /// Gives up what this process holds.
@@ -284,9 +304,17 @@ impl Journal {
         let begun = Instant::now();
         let result = answer.await;
         self.metrics.journal_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
-        if let Err(unavailable) = &result {
+        if result.is_err() {
             self.metrics.journal_errors.with_label_values(&[operation]).inc();
-            self.health.failed(unavailable);
+        }
+        result
+    }
+
+    /// The same, for what deliveries depend on: whether the journal is down is looked into at once.
+    async fn vital<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
+        let result = self.timed(operation, answer).await;
+        if result.is_err() {
+            self.health.suspect();
         }
         result
     }
