@@ -30,9 +30,10 @@ pub mod vault;
 pub mod view;
 pub mod visit;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -68,23 +69,25 @@ pub struct Journal {
     locked_out: watch::Sender<Vec<LockedOut>>,
     /// Receipts that are being written.
     receipts: TaskTracker,
-    /// The apps that it is for.
-    apps: Vec<String>,
+    /// The apps that gauges were ever set for: those of the configuration, and those that the
+    /// journal still knows.
+    counted: Mutex<BTreeSet<String>>,
     /// What of the configuration it keeps to.
     pub config: JournalConfig,
 }
 
+/// What is counted and timed.
+const OPERATIONS: [&str; 9] = ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "close"];
 /// How often old replies and deliveries are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How often the journal is tried while nothing is wrong.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried while something is.
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
-/// After this time without an answer the journal is taken for down: a disk that hangs reports no
-/// error. Longer than another process may hold the lock of a file, and than a server is waited for.
-const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for the last receipts.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a journal that neither does it nor fails may take, until it counts as not available.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a scrape waits for the journal's counts.
 const COUNT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -139,6 +142,13 @@ impl Journal {
 
     /// A journal over a store that is open.
     pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
+        // From zero, so that an alert sees the first one rise.
+        for app in &config.apps {
+            metrics.duplicate_confirmations.with_label_values(&[&app.name]);
+        }
+        for operation in OPERATIONS {
+            metrics.journal_errors.with_label_values(&[operation]);
+        }
         Arc::new(Self {
             store,
             vault: Vault::of(config),
@@ -148,7 +158,7 @@ impl Journal {
             claims: AtomicI64::new(0),
             locked_out: watch::Sender::default(),
             receipts: TaskTracker::new(),
-            apps: config.apps.iter().map(|app| app.name.clone()).collect(),
+            counted: Mutex::new(config.apps.iter().map(|app| app.name.clone()).collect()),
             config: config.journal.clone(),
         })
     }
@@ -234,7 +244,9 @@ impl Journal {
         }
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
-        for app in &self.apps {
+        let mut apps = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        apps.extend(counts.iter().map(|counts| counts.app.clone()));
+        for app in apps.iter() {
             let known = counts.iter().find(|counts| counts.app == *app);
             let set = |gauge: &IntGaugeVec, value: Option<i64>| gauge.with_label_values(&[app]).set(value.unwrap_or(0));
             set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));
@@ -247,36 +259,38 @@ impl Journal {
     pub async fn keep(self: Arc<Self>) {
         // Side by side: a lease that ran out while old deliveries are removed would have others
         // forward what still runs here.
-        tokio::join!(self.watch(), self.tidy());
+        tokio::join!(self.watch(), self.sweep());
     }
 
+    /// Tries the journal again and again, and with it keeps the lease.
     async fn watch(&self) {
-        let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
         loop {
-            let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
-            // A failure is looked into at once: it may have been one delivery's alone.
-            let _ = tokio::time::timeout(wait, self.health.suspicion()).await;
-            let probe = async {
-                let answer = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
-                answer.unwrap_or_else(|_| Err(Unavailable::new("the journal does not answer")))
-            };
-            match self.timed("probe", Box::pin(probe)).await {
+            let probe = Box::pin(async {
+                let probed = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
+                probed.unwrap_or_else(|_| Err(Unavailable::new(format_args!("no answer within {PROBE_WITHIN:?}"))))
+            });
+            match self.timed("probe", probe).await {
                 Ok(()) => self.health.is_well_again(),
                 Err(unavailable) => self.health.failed(&unavailable),
             }
+            let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
+            let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
+            // A failure is looked into at once: it may have been one delivery's alone.
+            let _ = tokio::time::timeout(wait, self.health.suspicion()).await;
         }
     }
 
-    async fn tidy(&self) {
+    /// Removes what is too old, at the start and from time to time. No delivery depends on it.
+    async fn sweep(&self) {
         loop {
             self.health.wellness().await;
             // Says that the keys are still in use, and wraps what others have added.
-            if self.unlock().await.is_ok() {
-                let pruned = retention::prune(&*self.store, &self.config, clock::now());
-                // Counted by `timed`; the next round tries again. No delivery depends on it.
-                let _ = self.timed("prune", Box::pin(pruned)).await;
-            }
-            tokio::time::sleep(PRUNE_EVERY).await;
+            let unlocked = self.unlock().await;
+            let pruned = retention::prune(&*self.store, &self.config, clock::now());
+            let pruned = self.timed("prune", Box::pin(pruned)).await;
+            // What failed is counted by `timed`.
+            let is_done = unlocked.is_ok() && pruned.is_ok();
+            tokio::time::sleep(if is_done { PRUNE_EVERY } else { PROBE_EVERY }).await;
         }
     }
 

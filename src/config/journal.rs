@@ -85,7 +85,8 @@ impl Validator<'_> {
             if path.is_empty() || path.starts_with(':') || path.contains(['?', '\0']) {
                 self.problem("journal.url", "must name a file after sqlite:, without parameters");
             }
-            return Location::Sqlite(self.base.join(path));
+            // Without the `.` of `./spigate.db`, which would only be in the way of who reads it.
+            return Location::Sqlite(self.base.join(path).components().collect());
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let url = Secret::new(url);

@@ -112,7 +112,8 @@ pub struct Entry {
     pub confirmation: Option<Confirmation>,
     /// The sealed reply of the confirmation or, without one, of the last refusal.
     pub reply: Option<Sealed>,
-    /// When the platform was first answered with success.
+    /// When the platform was first answered with success, or with the operator's final no, or was
+    /// told by other means.
     pub answered_at: Option<Timestamp>,
     /// The operator's last decision.
     pub decision: Option<OperatorDecision>,
@@ -245,7 +246,7 @@ pub struct Confirmation {
 /// What the operator decided, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorDecision {
-    /// `retry`, `done` or `failed`.
+    /// `retry`, `done`, `failed` or `settled`.
     pub what: String,
     /// When.
     pub at: Timestamp,

@@ -62,6 +62,9 @@ pub struct Change {
     pub cycle: CycleChange,
     /// An instance id that belongs to the entry's order from now on.
     pub instance: Option<String>,
+    /// Another key that leads to the entry from now on: that of a copy without an order number,
+    /// so that its byte-identical replay is known as well.
+    pub alias: Option<DeliveryKey>,
 }
 
 /// What becomes of an instance's cycle.
@@ -87,14 +90,16 @@ pub enum Step {
     NextCycle,
 }
 
-/// A copy of an order came. `known` is the entry at `key`, `lapsed` whether the process that
+/// A copy of an order came. `known` is the entry at `key`, or else the one that `key` is an alias
+/// of, or else the latest unanswered one with the same lookalike; `lapsed` whether the process that
 /// made its latest attempt has lost its lease. `ask.now` is the store's time.
 pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cycle: u32) -> Step {
     let Some(mut entry) = known else {
         let change = Change { entry: true, cycle: forwarded(ask), ..Change::default() };
         return Step::Decided(Claimed { decision: Decision::Forward, entry: first(ask, key, cycle) }, change);
     };
-    let keep = |decision, entry| Step::Decided(Claimed { decision, entry }, Change::default());
+    let alias = (entry.key != key).then_some(key);
+    let keep = |decision, entry| Step::Decided(Claimed { decision, entry }, Change { alias, ..Change::default() });
     if entry.fingerprint != ask.fingerprint {
         return keep(Decision::Conflict, entry);
     }
@@ -115,7 +120,7 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
         },
         State::Closed => keep(Decision::Refuse, entry),
         State::Unconfirmed if ask.hold => {
-            let change = Change { entry: lost, ..Change::default() };
+            let change = Change { entry: lost, alias, ..Change::default() };
             Step::Decided(Claimed { decision: Decision::Hold, entry }, change)
         }
         State::Open | State::Unconfirmed => {
@@ -135,6 +140,7 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
                 history: Some(std::mem::replace(&mut entry.latest, next)),
                 cycle: forwarded(ask),
                 instance: None,
+                alias,
             };
             Step::Decided(Claimed { decision: Decision::Forward, entry }, change)
         }
@@ -311,6 +317,8 @@ pub enum Resolution {
         /// What the platform is told.
         message: String,
     },
+    /// It is done, and the platform was told of it by other means.
+    Settled,
 }
 
 /// Why the operator cannot decide that.
@@ -320,6 +328,8 @@ pub enum Unresolvable {
     Running,
     /// The backend's confirmation is recorded.
     Done,
+    /// Nothing is recorded that could be settled.
+    NotDone,
     /// The instance id belongs to another order.
     InstanceReused,
 }
@@ -337,11 +347,14 @@ pub fn resolve(
 ) -> Result<(Entry, Change), Unresolvable> {
     let mut change = Change { entry: true, ..Change::default() };
     match (entry.state, resolution) {
+        (State::Running, Resolution::Settled) => return Err(Unresolvable::NotDone),
         (State::Running, _) if lapsed => lose(&mut entry, LEASE_LOST, now),
         (State::Running, _) => return Err(Unresolvable::Running),
         (State::Done, Resolution::Done { lost_reply: true, instance_id, .. })
             if confirmed_instance(&entry).is_none_or(|known| Some(known) == instance_id.as_ref()) => {}
+        (State::Done, Resolution::Settled) => {}
         (State::Done, _) => return Err(Unresolvable::Done),
+        (_, Resolution::Settled) => return Err(Unresolvable::NotDone),
         _ => {}
     }
     let (what, message) = match resolution {
@@ -369,6 +382,7 @@ pub fn resolve(
             entry.state = State::Closed;
             ("failed", Some(message.clone()))
         }
+        Resolution::Settled => ("settled", None),
     };
     entry.changed_at = now;
     entry.decision = Some(OperatorDecision { what: what.to_owned(), at: now, message });

@@ -25,6 +25,7 @@ pub struct MemoryStore(Mutex<Tables>);
 #[derive(Default)]
 struct Tables {
     numbers: HashMap<DeliveryKey, i64>,
+    aliases: HashMap<DeliveryKey, DeliveryKey>,
     records: BTreeMap<i64, Record>,
     next: i64,
     instances: HashMap<(String, String), (Origin, Timestamp)>,
@@ -69,7 +70,8 @@ impl Tables {
                 _ => 0,
             };
             let key = ask.base.in_cycle(cycle);
-            let known = self.entry(&key).or_else(|| self.unanswered_lookalike(ask));
+            let alias = || self.entry(self.aliases.get(&key)?);
+            let known = self.entry(&key).or_else(alias).or_else(|| self.unanswered_lookalike(ask));
             // One process, whose lease cannot be lost while it asks.
             match machine::claim(known, false, ask, key, cycle) {
                 Step::Decided(claimed, change) => {
@@ -118,6 +120,9 @@ impl Tables {
         if let Some(instance) = change.instance {
             let owner = (entry.origin, entry.changed_at);
             self.instances.entry((entry.app.clone(), instance)).or_insert(owner);
+        }
+        if let Some(alias) = change.alias {
+            self.aliases.insert(alias, entry.key);
         }
         if !change.entry {
             return;
@@ -238,6 +243,7 @@ impl Archive for MemoryStore {
         for (number, key) in old {
             tables.records.remove(&number);
             tables.numbers.remove(&key);
+            tables.aliases.retain(|_, of| *of != key);
         }
         for record in tables.records.values_mut() {
             let entry = &mut record.entry;

@@ -24,9 +24,10 @@ mod statement;
 mod target;
 mod write;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -62,6 +63,8 @@ struct Shared {
     gateway: String,
     lease: Duration,
     waiting: Arc<Waiting>,
+    /// Claims that are followed up: asked again, they must not be taken for alive.
+    given_up: Mutex<HashSet<i64>>,
 }
 
 impl PostgresStore {
@@ -71,7 +74,7 @@ impl PostgresStore {
     /// What is wrong with the URL; never a part of it.
     pub fn new(url: &Secret, gateway: String, lease: Duration) -> Result<Self, String> {
         let database = Database::new(Target::parse(url)?)?;
-        let shared = Shared { database, gateway, lease, waiting: Arc::default() };
+        let shared = Shared { database, gateway, lease, waiting: Arc::default(), given_up: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
     }
 
@@ -117,6 +120,11 @@ impl Shared {
             .bind(self.lease.as_secs_f64());
         sql.push(") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until");
         sql
+    }
+
+    fn given_up(&self) -> MutexGuard<'_, HashSet<i64>> {
+        // Every change is made by code that does not panic half-way.
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The entry at a key, as it is recorded.

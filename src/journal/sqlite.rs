@@ -11,7 +11,7 @@ mod worker;
 
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -42,9 +42,6 @@ const SMALL: u64 = 16 * 1024 * 1024;
 
 /// See the module.
 pub struct SqliteStore {
-    path: PathBuf,
-    /// Which file it is, to notice when another one takes its place.
-    inode: u64,
     writer: Worker,
     reader: Worker,
     taken_over: usize,
@@ -84,7 +81,7 @@ impl SqliteStore {
 
     fn open(path: &Path, on_batch: worker::OnBatch, lock: Option<File>) -> Result<Self, String> {
         let explain = |error| explain(path, error);
-        let connection = connect(path).map_err(|error| explain(error.into()))?;
+        let connection = connect(path).map_err(explain)?;
         if fs::metadata(path).is_ok_and(|file| file.len() <= SMALL) {
             check(&connection).map_err(|error| explain(error.into()))?;
         }
@@ -104,12 +101,10 @@ impl SqliteStore {
         } else {
             0
         };
-        let reading = connect(path).map_err(|error| explain(error.into()))?;
-        let inode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.ino();
+        let reading = connect(path).map_err(explain)?;
+        let files = Files::of(path);
         Ok(Self {
-            path: path.to_owned(),
-            inode,
-            writer: Worker::writer(connection, on_batch)?,
+            writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader(reading)?,
             taken_over,
             _lock: lock,
@@ -117,23 +112,54 @@ impl SqliteStore {
     }
 }
 
+/// The files that this process has open. What is written into one that was removed or replaced
+/// is not found by anybody any more, and SQLite does not notice.
+struct Files(Vec<(PathBuf, (u64, u64))>);
+
+impl Files {
+    fn of(path: &Path) -> Self {
+        let files = ["", "-wal", "-shm"].map(|ending| beside(path, ending));
+        Self(files.into_iter().filter_map(|file| Some((identity(&file)?, file))).map(|(id, file)| (file, id)).collect())
+    }
+
+    fn check(&self) -> Result<(), Unavailable> {
+        match self.0.iter().find(|(file, id)| identity(file) != Some(*id)) {
+            None => Ok(()),
+            Some((file, _)) => Err(Unavailable::new(format_args!(
+                "{} was removed or replaced while it was in use; put it back, or restart spigate to begin with what is \
+                 there now",
+                file.display()
+            ))),
+        }
+    }
+}
+
+fn identity(file: &Path) -> Option<(u64, u64)> {
+    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// A file of SQLite's or ours that goes with the journal.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
 /// Makes the file for the owner only: it holds orders, and sealed passwords.
 fn create(path: &Path) -> Result<(), String> {
     let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
     made.map(drop).map_err(|error| {
-        format!(
-            "{}: cannot be opened for writing: {error}; the directory must exist, and it and the file must be \
-             writable for this user",
-            path.display()
-        )
+        let advice = match error.kind() {
+            io::ErrorKind::IsADirectory => "journal.url must name a file, which may lie in that directory",
+            _ => "the directory must exist, and it and the file must be writable for this user",
+        };
+        format!("{}: cannot be opened for writing: {error}; {advice}", path.display())
     })
 }
 
 /// Takes the file for this process.
 fn lock(path: &Path) -> Result<File, String> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-lock");
-    let name = PathBuf::from(name);
+    let name = beside(path, "-lock");
     let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&name);
     let mut file = opened.map_err(|error| {
         format!(
@@ -163,13 +189,13 @@ fn lock(path: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+fn connect(path: &Path) -> Result<Connection, MigrationError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Reading the first page tells a file of another kind apart before anything is changed.
-    connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+    // Another application's file must be left as it is, and the next step would change it.
+    schema::recognize(&connection)?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
@@ -184,7 +210,7 @@ fn check(connection: &Connection) -> rusqlite::Result<()> {
         return Ok(());
     }
     let corrupt = rusqlite::ffi::Error { code: ErrorCode::DatabaseCorrupt, extended_code: 11 };
-    Err(rusqlite::Error::SqliteFailure(corrupt, Some(verdict)))
+    Err(rusqlite::Error::SqliteFailure(corrupt, Some(verdict.replace('\n', " "))))
 }
 
 /// An error at start, as somebody has to read it who has never heard of SQLite's.
@@ -210,7 +236,8 @@ fn explain(path: &Path, error: MigrationError) -> String {
     };
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
-            "is not a journal of spigate (not a database at all); set journal.url to another file"
+            "is not a journal of spigate: it is no database, or its beginning is damaged; set journal.url to another \
+             file, or restore a backup"
         }
         Some(ErrorCode::DatabaseCorrupt) => {
             "is damaged; stop everything that uses it, keep a copy, and restore a backup, or save what can be read \
@@ -252,11 +279,6 @@ impl Deliveries for SqliteStore {
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        // What is written into a file that nobody finds any more is lost at the next start.
-        if !fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
-            let cause = format!("{} was removed or replaced while it was in use; restart spigate", self.path.display());
-            return Box::pin(std::future::ready(Err(Unavailable::new(cause))));
-        }
         let now = clock::now();
         self.writer.ask(move |connection| tables::probe(connection, now))
     }

@@ -41,14 +41,15 @@ impl std::error::Error for Unavailable {}
 /// The part of a store that deliveries need.
 pub trait Deliveries: Send + Sync {
     /// Claims a delivery: [`super::machine::claim`] on the entry in the instance's current cycle
-    /// (or, without one, on the latest unanswered entry with the same lookalike).
+    /// (or, without one, on the entry that its key is an alias of, or else on the latest unanswered
+    /// entry with the same lookalike).
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed>;
 
     /// Records the end of an attempt: [`super::machine::finish`].
     fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)>;
 
-    /// Records that the platform was answered with success. The first time stays. Nobody waits
-    /// for it to be durable.
+    /// Records that the platform was told how it ended. The first time stays. Nobody waits for it to
+    /// be durable.
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()>;
 
     /// Reads an entry. A running attempt whose process has lost its lease is read as lost

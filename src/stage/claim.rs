@@ -175,7 +175,9 @@ impl Deliveries {
                 }
                 Decision::Refuse => {
                     self.count(ask, "refused");
-                    Told::Answer(recorded(&claimed.entry, refusal(&claimed.entry)))
+                    // Once the platform knows, what looks like it is another purchase.
+                    let receipt = self.receipt(&claimed.entry);
+                    Told::Answer(Delivery { receipt, ..recorded(&claimed.entry, refusal(&claimed.entry)) })
                 }
             },
         };
@@ -355,7 +357,8 @@ impl Deliveries {
     }
 
     fn receipt(&self, entry: &Entry) -> Option<Receipt> {
-        let is_new = entry.state == State::Done && entry.answered_at.is_none();
+        let is_final = matches!(entry.state, State::Done | State::Closed);
+        let is_new = is_final && entry.answered_at.is_none();
         is_new.then(|| Receipt::new(Arc::clone(&self.journal), entry.key))
     }
 

@@ -82,10 +82,10 @@ impl Ledger {
         let attempt: u32 = header("X-Spi-Attempt").parse().unwrap();
         // The first process was started with a url that has no number in it.
         let process = request.target.trim_start_matches('/').parse().unwrap_or(0);
-        self.books().call(&body, process, attempt, header("Idempotency-Key"))
+        self.books().call(&body, process, attempt, &header("Idempotency-Key"))
     }
 
-    /// The platform was answered with success. Asks not to be told twice if it was a copy.
+    /// The platform was answered with success.
     pub(crate) fn answered(&self, delivery: &str, body: &str) {
         let mut books = self.books();
         let process = books.process;
@@ -142,7 +142,7 @@ impl Ledger {
 }
 
 impl Books {
-    fn call(&mut self, body: &Value, process: u32, attempt: u32, key: String) -> Plan {
+    fn call(&mut self, body: &Value, process: u32, attempt: u32, key: &str) -> Plan {
         let text = |name: &str| body[name].as_str().unwrap_or_default();
         let action = text("action");
         let id = delivery(action, text(if action == "ExpireAppInstance" { "instance_id" } else { "order_id" }));
@@ -152,9 +152,9 @@ impl Books {
         let mut broken = Vec::new();
 
         if known.idempotency_key.is_empty() {
-            known.idempotency_key.clone_from(&key);
+            key.clone_into(&mut known.idempotency_key);
         }
-        if known.idempotency_key != key || known.earlier_keys.contains(&key) {
+        if known.idempotency_key != key || known.earlier_keys.iter().any(|earlier| earlier == key) {
             broken.push(format!("another Idempotency-Key: {key}, not {}", known.idempotency_key));
         }
         if let Some((of, before)) = known.latest {

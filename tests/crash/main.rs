@@ -18,13 +18,16 @@ mod platform;
 
 use std::time::{Duration, Instant};
 
-use gateway::support::backend::{Backend, Gate, Step, json, raw, reply};
+use gateway::support::backend::{Backend, CREATED, Gate, Step, json, raw, reply};
 use gateway::support::gateway::{Gateway, Setup};
+use gateway::support::order::create;
 use ledger::{Ledger, Plan};
 use platform::{Kept, Platform};
 
 /// Kills in an ordinary run of all tests.
 const KILLS: usize = 25;
+/// Processes that are killed while they make a journal.
+const HALF_MADE: usize = 15;
 /// Longest life of a process until it is killed.
 const LONGEST_LIFE: u64 = 500;
 /// How many of the latest answers are asked for again after each start, and how many of all.
@@ -40,6 +43,27 @@ async fn what_was_answered_survives_being_killed_between_any_two_steps() {
     let kills = std::env::var_os("SPIGATE_KILLS").map_or(KILLS, |kills| kills.to_str().unwrap().parse().unwrap());
     let bound = Duration::from_secs(60) + Duration::from_secs(3) * u32::try_from(kills).unwrap();
     tokio::time::timeout(bound, kill_loop(kills)).await.unwrap_or_else(|_| panic!("not done within {bound:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_only_half_made_is_made_whole() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Setup::new(&backend).start().await;
+    for number in 1..=HALF_MADE {
+        gateway.kill();
+        for ending in ["", "-wal", "-shm"] {
+            std::fs::remove_file(gateway.directory().path().join(format!("spigate.db{ending}"))).unwrap();
+        }
+        gateway.spawn_again(None);
+        tokio::time::sleep(Duration::from_millis(random(60))).await;
+        gateway.kill();
+        gateway.spawn_again(None);
+        gateway.until_ready().await;
+        let order = create();
+        gateway.order(&order).await.assert_is(CREATED);
+        gateway.order(&order).await.assert_is(CREATED);
+        assert_eq!(backend.count(), number);
+    }
 }
 
 async fn kill_loop(kills: usize) {

@@ -489,6 +489,24 @@ async fn the_journal_can_be_seen_to_work() {
         // A batch is a transaction of a file.
         let batches = gateway.metric("spigate_journal_batch_size_count").await;
         assert_eq!(batches > 0.0, journal.starts_with("sqlite"), "{batches}");
-        assert!(!gateway.metrics().await.contains("spigate_journal_errors_total{"));
+        let metrics = gateway.metrics().await;
+        let mut errors = metrics.lines().filter(|line| line.starts_with("spigate_journal_errors_total{"));
+        assert!(errors.all(|line| line.ends_with(" 0")), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_byte_identical_replay_of_a_copy_that_continued_a_purchase_is_no_purchase() {
+    for journal in JOURNALS {
+        let backend = Backend::in_turn([reply("500 Oops", "", "")]).await;
+        let gateway = Setup::new(&backend).journal(journal).app("without_order_id = \"unanswered\"").start().await;
+        let purchase = create().without("order_id");
+        gateway.order(&purchase).await.assert_rejected(502, "backend_error");
+        let copy = purchase.clone().seconds_from_now(-20);
+        gateway.order(&copy).await.assert_is(&created("ins-2"));
+        gateway.wait_for_metric(UNANSWERED, |unanswered| unanswered == 0.0).await;
+        gateway.order(&purchase).await.assert_is(&created("ins-2"));
+        gateway.order(&copy).await.assert_is(&created("ins-2"));
+        assert_eq!(backend.count(), 2);
     }
 }

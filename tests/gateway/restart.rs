@@ -87,7 +87,8 @@ async fn an_idempotency_key_survives_the_loss_of_the_journal() {
     let order = create();
     let expire = || action("ExpireAppInstance").with("instance_id", "i");
     for _ in 0..2 {
-        let gateway = setup(&backend, &Directory::new()).start().await;
+        let directory = Directory::new();
+        let gateway = setup(&backend, &directory).start().await;
         assert_eq!(gateway.order(&order).await.status, 200);
         assert_eq!(gateway.order(&expire()).await.status, 200);
         gateway.stop().await;

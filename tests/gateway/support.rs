@@ -65,3 +65,20 @@ pub(crate) fn has_program(name: &str) -> bool {
     }
     found
 }
+
+/// The words that run a program (after them) in a mount namespace of its own, after `mount`, a
+/// shell command that ends with `exec "$@"`. Without the right to do that a test is skipped by
+/// name.
+pub(crate) fn own_mounts(mount: &str) -> Option<Vec<String>> {
+    let mut words = vec!["unshare".to_owned(), "--mount".into()];
+    if !rustix::process::geteuid().is_root() {
+        words.push("--map-root-user".into());
+    }
+    words.extend(["sh", "-c", mount, "sh"].map(str::to_owned));
+    let tried = std::process::Command::new(&words[0]).args(&words[1..]).arg("true").output();
+    if tried.is_ok_and(|tried| tried.status.success()) {
+        return Some(words);
+    }
+    println!("skipped: file systems cannot be mounted here");
+    None
+}

@@ -255,7 +255,7 @@ impl Subject for Bare {
         let entry = self.entries.get(&key)?.0.clone();
         let taken = match &resolution {
             Resolution::Done { instance_id, .. } => self.is_taken(instance_id.as_ref(), entry.origin),
-            Resolution::Retry | Resolution::Failed { .. } => false,
+            Resolution::Retry | Resolution::Failed { .. } | Resolution::Settled => false,
         };
         let lapsed = self.is_lapsed(&entry);
         Some(machine::resolve(entry, lapsed, taken, &resolution, now).map(|(entry, change)| {

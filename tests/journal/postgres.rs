@@ -13,10 +13,16 @@ use crate::postgres_server::Server;
 
 mod faults;
 mod gateways;
+mod lost_answers;
 mod opening;
 
 mod contract {
     crate::contract::contract!(crate::postgres::Postgres::new());
+}
+
+#[test]
+fn postgres_keeps_the_guarantee() {
+    crate::model::a_store_keeps_the_guarantee(30, Postgres::new);
 }
 
 /// No test takes so long that a lease ends by itself.

@@ -163,6 +163,7 @@ impl Server {
             if self.try_sql("postgres", "SELECT 1").is_ok() {
                 return;
             }
+            #[allow(clippy::disallowed_methods, reason = "no runtime: the server is started before any test runs")]
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         panic!("it does not come up: {}", fs::read_to_string(self.directory.join("log")).unwrap());

@@ -54,7 +54,7 @@ public class Backend {
         if (action.equals("TestConnection")) return DONE;
         if (action.startsWith("Create")) return create(action, order);
         String id = text(order, "instance_id");
-        // Expire and delete come again under the same Idempotency-Key after a renewal: never skip
+        // Expire and delete can come anew under a known Idempotency-Key (journal off, or lost): never skip
         // them because the key is known, make them harmless to repeat.
         if (action.startsWith("Expire")) {
             instances.replace(id, "expired");

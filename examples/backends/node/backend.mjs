@@ -24,7 +24,7 @@ function answer(action, order) {
   if (action === "TestConnection") return { success: true };
   if (action.startsWith("Create")) return create(action, order);
   const instance = instances.get(order.instance_id);
-  // Expire and delete come again under the same Idempotency-Key after a renewal: never skip
+  // Expire and delete can come anew under a known Idempotency-Key (journal off, or lost): never skip
   // them because the key is known, make them harmless to repeat.
   if (action.startsWith("Expire")) {
     if (instance) instance.state = "expired";

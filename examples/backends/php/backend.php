@@ -34,7 +34,7 @@ function answer(string $action, array $order, array &$state): array
     }
     $id = $order['instance_id'];
     $known = isset($state['instances'][$id]);
-    // Expire and delete come again under the same Idempotency-Key after a renewal: never skip
+    // Expire and delete can come anew under a known Idempotency-Key (journal off, or lost): never skip
     // them because the key is known, make them harmless to repeat.
     if (str_starts_with($action, 'Expire')) {
         if ($known) {

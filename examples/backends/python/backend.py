@@ -33,7 +33,7 @@ def answer(action, order):
     if action.startswith("Create"):
         return create(action, order)
     instance = instances.get(order["instance_id"])
-    # Expire and delete come again under the same Idempotency-Key after a renewal: never skip
+    # Expire and delete can come anew under a known Idempotency-Key (journal off, or lost): never skip
     # them because the key is known, make them harmless to repeat.
     if action.startswith("Expire"):
         if instance:

@@ -31,10 +31,10 @@ pub(super) struct Resolve {
     decision: Decision,
     /// With --done: the file with the reply that the backend gave or would have given; - reads
     /// standard input. Shells keep passwords in their history: prefer a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["retry", "failed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["retry", "failed", "settled"])]
     reply: Option<PathBuf>,
     /// With --failed: what the platform is told
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["retry", "done"])]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["retry", "done", "settled"])]
     message: Option<String>,
 }
 
@@ -50,6 +50,10 @@ struct Decision {
     /// It failed for good: refuse every copy with --message
     #[arg(long)]
     failed: bool,
+    /// It is done, and the platform or the customer was told by other means: no longer count it
+    /// as unanswered
+    #[arg(long)]
+    settled: bool,
 }
 
 /// A decision with what it takes.
@@ -57,6 +61,7 @@ enum Verdict {
     Retry,
     Done(Vec<u8>),
     Failed(String),
+    Settled,
 }
 
 impl Resolve {
@@ -65,6 +70,7 @@ impl Resolve {
         let verdict = match (&self.reply, self.decision.failed) {
             (Some(file), _) => Verdict::Done(read(file, visit.config.limits.reply_bytes)?),
             (None, true) => Verdict::Failed(self.message.clone().unwrap_or_else(|| MESSAGE.to_owned())),
+            (None, false) if self.decision.settled => Verdict::Settled,
             (None, false) => Verdict::Retry,
         };
         let resolver = Resolver { config: &visit.config, store: &*visit.store, vault: &visit.vault };
@@ -102,6 +108,12 @@ impl Resolver<'_> {
         let id = entry.key.idempotency_key();
         let (resolution, next) = match verdict {
             Verdict::Retry => (Resolution::Retry, retry(&entry)),
+            Verdict::Settled => {
+                let next = format!(
+                    "{id} is settled: it counts as answered. Should the platform come again, it gets the recorded reply."
+                );
+                (Resolution::Settled, next)
+            }
             Verdict::Failed(message) => {
                 let next = format!(
                     "{id} is closed: every copy that comes is refused with the message \"{}\". If the backend's \
@@ -124,8 +136,16 @@ impl Resolver<'_> {
                 (Resolution::Done { instance_id, reply, lost_reply }, next)
             }
         };
+        let settled = matches!(resolution, Resolution::Settled);
         match self.store.resolve(entry.key, resolution, now).await? {
-            Some(Ok(_)) => Ok(next),
+            Some(Ok(_)) => {
+                if settled {
+                    self.store.answered(entry.key, now).await?;
+                    // Comes back after what was told before it.
+                    self.store.close().await?;
+                }
+                Ok(next)
+            }
             Some(Err(unresolvable)) => Err(refusal(&id, unresolvable)),
             None => Err(Failure::negative(format!("{id}: it was removed a moment ago"))),
         }
@@ -200,6 +220,9 @@ fn refusal(id: &str, unresolvable: Unresolvable) -> Failure {
         Unresolvable::Done => {
             format!("{id}: is done; the backend's confirmation is recorded, and copies get its reply")
         }
+        Unresolvable::NotDone => {
+            format!("{id}: is not done, so there is nothing to settle; use --done with its reply, or --failed")
+        }
         Unresolvable::InstanceReused => {
             format!("{id}: the instance id of the reply belongs to another order of the app")
         }
@@ -266,6 +289,20 @@ mod tests {
             let said = shop.resolve("o-2", verdict).await.unwrap_err();
             assert!(said.contains("is done; the backend's confirmation is recorded"), "{said}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_told_by_other_means_is_no_longer_unanswered() {
+        let shop = Shop::new();
+        shop.confirmed("o-1", "i-1").await;
+        shop.unconfirmed("o-2").await;
+        let next = shop.resolve("o-1", Verdict::Settled).await.unwrap();
+        assert!(next.contains("counts as answered"), "{next}");
+        let entry = shop.entry("o-1").await;
+        assert_eq!((entry.state, entry.answered_at), (State::Done, Some(now())));
+        assert_eq!(entry.decision.unwrap().what, "settled");
+        let said = shop.resolve("o-2", Verdict::Settled).await.unwrap_err();
+        assert!(said.contains("is not done"), "{said}");
     }
 
     #[tokio::test]

@@ -231,6 +231,7 @@ fn decided(kept: &mut Kept, lapsed: bool, taken: bool, resolution: &Resolution) 
         Ok(_) => "ok",
         Err(Unresolvable::Running) => "running",
         Err(Unresolvable::Done) => "done",
+        Err(Unresolvable::NotDone) => "not done",
         Err(Unresolvable::InstanceReused) => "reused",
     })
 }

@@ -38,6 +38,9 @@ struct Seen {
 
 /// Claims a delivery.
 pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claimed, Unavailable> {
+    if shared.given_up().contains(&ask.claimant.number) {
+        return Err(Unavailable::new("this claim was given up and is being released"));
+    }
     let began = Instant::now();
     let mut deadline = began + STATEMENT;
     let mut doubtful: Option<Doubtful> = None;
@@ -227,6 +230,7 @@ impl Drop for Doubtful {
         {
             let (shared, ask) = (Arc::clone(&self.shared), Arc::clone(&self.ask));
             let (entry, version) = (self.entry.clone(), self.version);
+            shared.given_up().insert(ask.claimant.number);
             runtime.spawn(async move { follow_up(&shared, ask, entry, version).await });
         }
     }
@@ -252,6 +256,7 @@ async fn follow_up(shared: &Arc<Shared>, ask: Arc<Ask>, entry: Entry, version: i
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    shared.given_up().remove(&end.ask.claimant.number);
 }
 
 /// One try of it; `true` if it is known not to run.

@@ -32,6 +32,16 @@ pub(super) fn entry_at(connection: &Connection, key: &DeliveryKey) -> rusqlite::
     one(connection, sql, [key.as_bytes()])
 }
 
+/// The entry that a key is an alias of.
+pub(super) fn entry_of_alias(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
+    let sql = concat!(
+        "SELECT ",
+        entry_columns!(),
+        " FROM deliveries WHERE id = (SELECT a.delivery FROM aliases AS a WHERE a.key = ?1)"
+    );
+    one(connection, sql, [key.as_bytes()])
+}
+
 /// The latest entry of this lookalike that the platform was never told of.
 pub(super) fn unanswered_lookalike(
     connection: &Connection,

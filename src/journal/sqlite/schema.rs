@@ -71,6 +71,12 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (delivery, number)
     ) STRICT, WITHOUT ROWID;
 
+    CREATE TABLE aliases (
+        key BLOB NOT NULL PRIMARY KEY,
+        delivery INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX aliases_by_delivery ON aliases (delivery);
+
     CREATE TABLE instances (
         app TEXT NOT NULL,
         instance_id TEXT NOT NULL,
@@ -143,6 +149,11 @@ fn missing(connection: &Connection) -> Result<&'static [&'static str], Migration
     }
     let done = usize::try_from(version).unwrap_or(usize::MAX);
     STEPS.get(done..).ok_or(MigrationError::Newer { found: version, known: STEPS.len() })
+}
+
+/// Whether a file is ours, or empty and can become it. Changes nothing.
+pub(super) fn recognize(connection: &Connection) -> Result<(), MigrationError> {
+    missing(connection).map(drop)
 }
 
 /// Whether a file is of this version. The process that serves from it may be of another one.

@@ -21,7 +21,10 @@ pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Clai
         if known.is_none()
             && let Some(lookalike) = &ask.lookalike
         {
-            known = rows::unanswered_lookalike(connection, lookalike)?;
+            known = rows::entry_of_alias(connection, &key)?;
+            if known.is_none() {
+                known = rows::unanswered_lookalike(connection, lookalike)?;
+            }
         }
         let (row, entry) = known.unzip();
         // One process, whose lease cannot be lost while it asks.
@@ -206,6 +209,7 @@ pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite:
     let old = too_old(connection, retention)?;
     for id in &old {
         connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
+        connection.prepare_cached("DELETE FROM aliases WHERE delivery = ?1")?.execute([id])?;
         connection.prepare_cached("DELETE FROM deliveries WHERE id = ?1")?.execute([id])?;
     }
     let mut instances = 0;
@@ -320,6 +324,10 @@ fn write(connection: &Connection, row: Option<i64>, entry: &Entry, change: &Chan
                    ON CONFLICT (app, instance_id) DO NOTHING";
         let origin = entry.origin.as_bytes();
         connection.prepare_cached(sql)?.execute((&entry.app, instance, origin, now.as_millisecond()))?;
+    }
+    if let (Some(alias), Some(row)) = (&change.alias, row) {
+        let sql = "INSERT INTO aliases (key, delivery) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING";
+        connection.prepare_cached(sql)?.execute((alias.as_bytes(), row))?;
     }
     if change.entry {
         let row = rows::put_entry(connection, row, entry)?;

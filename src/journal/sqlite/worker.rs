@@ -23,6 +23,9 @@ const LAZINESS: Duration = Duration::from_millis(100);
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
 
+/// Says whether what is written now will be found again.
+pub(super) type Check = Box<dyn Fn() -> Result<(), Unavailable> + Send>;
+
 /// A thread with a connection. It ends when the last handle is gone.
 #[derive(Clone)]
 pub(super) struct Worker {
@@ -67,13 +70,21 @@ where
 }
 
 impl Worker {
-    /// A thread whose jobs share transactions.
-    pub(super) fn writer(connection: Connection, on_batch: OnBatch) -> Result<Self, String> {
+    /// A thread whose jobs share transactions. `check` is asked before each of them.
+    pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
         Self::spawn("journal-write", move |queue| {
             let mut batch = Vec::new();
             while gather(&queue, &mut batch) {
                 on_batch(batch.len());
-                write(&connection, &mut batch);
+                match check() {
+                    Ok(()) => write(&connection, &mut batch),
+                    lost => {
+                        // What only a removed -wal holds goes into the main file while there is
+                        // somebody who has both open. If that fails, the loss is told anyway.
+                        let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+                        conclude(&mut batch, &lost);
+                    }
+                }
             }
         })
     }
@@ -164,7 +175,7 @@ fn run(job: &mut Box<dyn Job>, connection: &Connection) -> rusqlite::Result<()> 
 
 fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
     if !connection.is_autocommit() {
-        // An earlier one could not be undone then.
+        // The one before could not be undone then.
         connection.execute_batch("ROLLBACK")?;
     }
     // Immediate: a transaction that read first could be refused the right to write.
@@ -172,8 +183,9 @@ fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Re
     let done = batch.iter_mut().try_for_each(|job| run(job, connection));
     let done = done.and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
     if done.is_err() && !connection.is_autocommit() {
-        // SQLite has undone the transaction itself after some failures, not after others.
-        connection.execute_batch("ROLLBACK")?;
+        // SQLite has undone the transaction itself after some failures, not after others. What
+        // is told is why it failed.
+        let _ = connection.execute_batch("ROLLBACK");
     }
     done.map(drop)
 }
@@ -204,7 +216,7 @@ mod tests {
     fn writer() -> Worker {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("CREATE TABLE notes (number INTEGER) STRICT").unwrap();
-        Worker::writer(connection, Arc::new(|_| {})).unwrap()
+        Worker::writer(connection, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
     }
 
     fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {

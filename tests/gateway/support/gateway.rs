@@ -177,7 +177,11 @@ impl Setup {
     }
 
     fn command(&self, log_format: &str) -> Command {
-        let config = self.directory.write("spigate.toml", &self.toml());
+        let config = self.directory.path().join("spigate.toml");
+        // It may be there by now, and in a place that cannot be written any more.
+        if std::fs::read(&config).ok() != Some(self.toml().into()) {
+            std::fs::write(&config, self.toml()).unwrap();
+        }
         let binary = env!("CARGO_BIN_EXE_spigate");
         let mut command = match self.wrapper.split_first() {
             Some((program, arguments)) => {

@@ -15,7 +15,7 @@ use crate::postgres_server::{EVERYBODY, Server};
 use crate::sample::{Call, failed};
 
 /// Copies of a few orders come, again and again, at every gateway.
-struct Load {
+pub(super) struct Load {
     stop: AtomicBool,
     /// Which attempts were forwarded: an order and a number may come once.
     forwarded: Mutex<HashSet<(String, u32)>>,
@@ -24,7 +24,7 @@ struct Load {
 }
 
 impl Load {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             stop: AtomicBool::new(false),
             forwarded: Mutex::default(),
@@ -33,7 +33,7 @@ impl Load {
         })
     }
 
-    fn start(self: &Arc<Self>, gateways: &[Gateway], orders: usize) -> Vec<tokio::task::JoinHandle<()>> {
+    pub(super) fn start(self: &Arc<Self>, gateways: &[Gateway], orders: usize) -> Vec<tokio::task::JoinHandle<()>> {
         let workers = gateways.iter().cycle().take(gateways.len() * 4).enumerate();
         workers
             .map(|(worker, gateway)| {
@@ -52,12 +52,10 @@ impl Load {
 
     async fn deliver(&self, gateway: &Gateway, order: String, turn: usize) {
         let ask = Arc::new(gateway.create(&order));
-        let claimed = match gateway.store.claim(Arc::clone(&ask)).await {
-            Ok(claimed) => claimed,
-            Err(_) => {
-                self.unavailable.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
+        let Ok(claimed) = gateway.store.claim(Arc::clone(&ask)).await else {
+            self.unavailable.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            return;
         };
         if claimed.decision != Decision::Forward {
             return;
@@ -75,6 +73,12 @@ impl Load {
     }
 }
 
+/// A test that waits for what does not happen fails instead of hanging.
+async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
+    const DEADLINE: Duration = Duration::from_secs(120);
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
 /// As the gateway does it: until it is recorded.
 async fn finish(gateway: &Gateway, end: End) {
     let end = Arc::new(end);
@@ -84,23 +88,29 @@ async fn finish(gateway: &Gateway, end: End) {
 }
 
 /// Waits until `load` has done some more.
-async fn progress(load: &Load, more: usize) {
+pub(super) async fn progress(load: &Load, more: usize) {
     let until = load.done.load(Ordering::Relaxed) + more;
-    while load.done.load(Ordering::Relaxed) < until {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within_deadline("deliveries end", async {
+        while load.done.load(Ordering::Relaxed) < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 /// Everything that was forwarded has ended, and claims that nobody knew of are released: no
 /// delivery stays running although its gateways live.
 async fn nothing_runs(gateway: &Gateway) {
-    loop {
-        let running = gateway.list(Filter::default()).await;
-        if running.iter().all(|record| record.entry.state != State::Running) {
-            return;
+    let runs = async || {
+        let records = gateway.list(Filter::default()).await;
+        records.iter().any(|record| record.entry.state == State::Running)
+    };
+    within_deadline("nothing runs", async {
+        while runs().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await;
 }
 
 /// The attempts of every delivery are numbered without a gap, and each forwarded one is there.
@@ -118,7 +128,8 @@ async fn histories_are_whole(gateway: &Gateway, load: &Load) {
     }
 }
 
-async fn end(load: &Load, workers: Vec<tokio::task::JoinHandle<()>>, gateway: &Gateway) {
+/// Ends the load and judges what it has left.
+pub(super) async fn end(load: &Load, workers: Vec<tokio::task::JoinHandle<()>>, gateway: &Gateway) {
     load.stop.store(true, Ordering::Relaxed);
     for worker in workers {
         worker.await.unwrap();
@@ -133,14 +144,17 @@ async fn connections_broken_under_load_break_no_promise() {
     let gateways = [bench.open().await, bench.open().await];
     let load = Load::new();
     let workers = load.start(&gateways, 12);
-    for _ in 0..40 {
-        progress(&load, 3).await;
-        let (server, database) = (Arc::clone(&bench.server), bench.database.clone());
-        let kill = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-             WHERE datname = '{database}' AND application_name = 'spigate'"
-        );
-        tokio::task::spawn_blocking(move || server.sql("postgres", &kill)).await.unwrap();
+    let (killer, connection) =
+        tokio_postgres::connect(&bench.server.url("postgres"), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let kill = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+         WHERE datname = '{}' AND application_name = 'spigate' AND state = 'active'",
+        bench.database
+    );
+    for _ in 0..300 {
+        progress(&load, 1).await;
+        killer.batch_execute(&kill).await.unwrap();
     }
     end(&load, workers, &gateways[0]).await;
 }
@@ -159,9 +173,12 @@ async fn a_server_that_stops_and_starts_under_load_breaks_no_promise() {
         let end = move || if round % 2 == 0 { ended.stop() } else { ended.kill() };
         tokio::task::spawn_blocking(end).await.unwrap();
         // While it is away, everybody is told so.
-        while load.unavailable.load(Ordering::Relaxed) < unavailable + 20 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        within_deadline("claims are unavailable", async {
+            while load.unavailable.load(Ordering::Relaxed) < unavailable + 20 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
         for gateway in &gateways {
             gateway.store.probe().await.unwrap_err();
         }
@@ -233,9 +250,12 @@ async fn waits_for_a_lock(bench: &Postgres) {
         "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event_type = 'Lock'",
         bench.database
     );
-    while bench.sql(&waiting) == "0" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within_deadline("a statement waits", async {
+        while bench.sql(&waiting) == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 fn version(bench: &Postgres, order: &str) -> String {
@@ -245,11 +265,14 @@ fn version(bench: &Postgres, order: &str) -> String {
 /// Waits until something has been written since `before`, and nothing runs: then the claim has
 /// been released, or shut out.
 async fn is_released(bench: &Postgres, gateway: &Gateway, ask: &Ask, before: &str) {
-    while version(bench, ask.order_id.as_ref().unwrap()) == before
-        || gateway.look(ask.base).await.state == State::Running
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    within_deadline("the claim is released", async {
+        while version(bench, ask.order_id.as_ref().unwrap()) == before
+            || gateway.look(ask.base).await.state == State::Running
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 /// Somebody put an empty database in the place of the journal, or restored one.

@@ -2,26 +2,26 @@
 
 use std::sync::Arc;
 
-use spigate::journal::entry::{Ask, AttemptOutcome, Entry, LEASE_LOST, State};
+use spigate::journal::entry::{Ask, AttemptOutcome, LEASE_LOST, State};
 use spigate::journal::machine::{Decision, Finished};
 use spigate::journal::store::{Filter, Retention, Which};
 use tokio::sync::Barrier;
 
 use super::Postgres;
 use crate::bench::{Bench, Gateway};
-use crate::sample::{START, content, key, lookalike, unconfirmed};
+use crate::sample::{Call, START, content, key, lookalike, unconfirmed};
 
 /// Claims at once from every gateway; what each was told.
-async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decision, Entry)> {
+async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decision, Call)> {
     let start = Arc::new(Barrier::new(gateways.len()));
     let claims: Vec<_> = gateways
         .iter()
         .map(|gateway| {
-            let (gateway, ask, start) = (gateway.clone(), ask(gateway), Arc::clone(&start));
+            let (gateway, ask, start) = (gateway.clone(), Arc::new(ask(gateway)), Arc::clone(&start));
             tokio::spawn(async move {
                 start.wait().await;
-                let claimed = gateway.claim(ask).await;
-                (claimed.decision, claimed.entry)
+                let claimed = gateway.store.claim(Arc::clone(&ask)).await.unwrap();
+                (claimed.decision, Call { ask, entry: claimed.entry })
             })
         })
         .collect();
@@ -32,8 +32,16 @@ async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decis
     told
 }
 
-fn forwarded(told: &[(Decision, Entry)]) -> Vec<&Entry> {
-    told.iter().filter(|(decision, _)| *decision == Decision::Forward).map(|(_, entry)| entry).collect()
+fn forwarded(told: &[(Decision, Call)]) -> Vec<&Call> {
+    told.iter().filter(|(decision, _)| *decision == Decision::Forward).map(|(_, call)| call).collect()
+}
+
+/// The only call of a race; all the others were told of it.
+fn only_call(told: &[(Decision, Call)]) -> &Call {
+    let forwarded = forwarded(told);
+    assert_eq!(forwarded.len(), 1, "{told:#?}");
+    assert!(told.iter().all(|(_, call)| call.entry == forwarded[0].entry), "the others join it");
+    forwarded[0]
 }
 
 async fn gateways<const COUNT: usize>(bench: &mut Postgres) -> Vec<Gateway> {
@@ -53,13 +61,9 @@ async fn each_attempt_is_claimed_by_one_of_them() {
         // The first claim inserts; those after it update.
         for attempt in 1..=3 {
             let told = race(&gateways, |gateway| gateway.create(&order)).await;
-            let forwarded = forwarded(&told);
-            assert_eq!(forwarded.len(), 1, "{told:#?}");
-            assert_eq!(forwarded[0].latest.number, attempt);
-            assert!(told.iter().all(|(_, entry)| entry == forwarded[0]), "the others join it");
-            let winner = gateways.iter().find(|gateway| gateway.name == forwarded[0].latest.claimant.gateway).unwrap();
-            let call = crate::sample::Call { ask: Arc::new(winner.create(&order)), entry: forwarded[0].clone() };
-            winner.finish(call.end(unconfirmed())).await;
+            let call = only_call(&told);
+            assert_eq!(call.entry.latest.number, attempt);
+            gateways[0].finish(call.end(unconfirmed())).await;
         }
     }
 }
@@ -78,9 +82,7 @@ async fn lookalikes_at_one_moment_are_one_delivery() {
             ..gateway.renew("", &order)
         })
         .await;
-        let forwarded = forwarded(&told);
-        assert_eq!(forwarded.len(), 1, "{told:#?}");
-        assert!(told.iter().all(|(_, entry)| entry == forwarded[0]));
+        only_call(&told);
     }
 }
 
@@ -97,9 +99,9 @@ async fn renewals_and_expiries_at_one_moment_agree_on_the_cycle() {
         })
         .await;
         let forwarded = forwarded(&told);
-        let expiries: Vec<_> = forwarded.iter().filter(|entry| entry.action.starts_with("Expire")).collect();
+        let expiries: Vec<_> = forwarded.iter().filter(|call| call.entry.action.starts_with("Expire")).collect();
         assert_eq!(forwarded.len() - expiries.len(), 2);
-        let mut cycles: Vec<_> = expiries.iter().map(|entry| entry.cycle).collect();
+        let mut cycles: Vec<_> = expiries.iter().map(|call| call.entry.cycle).collect();
         cycles.dedup();
         assert_eq!(cycles.len(), expiries.len(), "{told:#?}");
         let next = gateways[0].claim(gateways[0].expire(&instance)).await;
@@ -214,7 +216,7 @@ async fn a_late_confirmation_of_a_lost_attempt_wins_or_is_a_duplicate() {
         } else {
             ([&second, &first], [AttemptOutcome::Duplicate, AttemptOutcome::Confirmed])
         };
-        let instance = |call: &crate::sample::Call| format!("i-{order}-{}", call.entry.latest.number);
+        let instance = |call: &Call| format!("i-{order}-{}", call.entry.latest.number);
         let (finished, done) = one.finish(ends[0].end(one.confirmed(&instance(ends[0])))).await;
         assert_eq!((finished, done.state), (Finished::Recorded, State::Done));
         let (finished, still) = other.finish(ends[1].end(other.confirmed(&instance(ends[1])))).await;
