@@ -121,7 +121,7 @@ impl Gateway {
 
     /// Decides who answers, and that each order reaches the backend once.
     ///
-    /// `slot` is held for as long as the backend is called, even if the caller is gone by then.
+    /// `slot` is held until the delivery is recorded, even if the caller is gone by then.
     async fn deliver(
         &self,
         app: &Arc<App>,
@@ -153,14 +153,13 @@ impl Gateway {
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
+            slot,
         };
         let call_by = caller.arrival + config.backend.timeout;
         let (app, id) = (Arc::clone(app), request_id.clone());
         let first = move |go: Go| async move {
             let _panics = CountPanic::new(&metrics.panics);
-            let delivery = attempt(app, checked, metrics, id, go, call_by).await;
-            drop(slot);
-            delivery
+            attempt(app, checked, metrics, id, go, call_by).await
         };
         let story = story.clone();
         let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);

@@ -77,7 +77,7 @@ pub struct Journal {
 }
 
 /// What is counted and timed.
-const OPERATIONS: [&str; 8] = ["claim", "finish", "answered", "look", "count", "probe", "prune", "close"];
+const OPERATIONS: [&str; 9] = ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "close"];
 /// How often old replies and deliveries are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How often the journal is tried while nothing is wrong.
@@ -130,9 +130,12 @@ impl Journal {
             Location::Postgres(_) => return Err("this spigate was built without the feature postgres".to_owned()),
         };
         let journal = Self::over(store, gateway, config, metrics);
-        match trouble {
-            Some(trouble) => journal.health.failed(&trouble),
+        let unlocked = match trouble {
+            Some(trouble) => Err(trouble),
             None => journal.unlock().await,
+        };
+        if let Err(unavailable) = unlocked {
+            journal.health.failed(&unavailable);
         }
         Ok(journal)
     }
@@ -176,7 +179,7 @@ impl Journal {
     /// The journal is down: nothing may be forwarded.
     pub async fn claim(&self, ask: Arc<Ask>) -> Result<Claimed, Unavailable> {
         self.health.check()?;
-        self.timed("claim", self.store.claim(ask)).await
+        self.vital("claim", self.store.claim(ask)).await
     }
 
     /// Records the end of an attempt; durable once it comes back.
@@ -202,7 +205,7 @@ impl Journal {
             ending,
             now: clock::now(),
         };
-        self.timed("finish", self.store.finish(Arc::new(end))).await
+        self.vital("finish", self.store.finish(Arc::new(end))).await
     }
 
     async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
@@ -226,7 +229,7 @@ impl Journal {
     /// The journal is down.
     pub async fn look(&self, key: DeliveryKey) -> Result<Option<Entry>, Unavailable> {
         self.health.check()?;
-        self.timed("look", self.store.look(key)).await
+        self.vital("look", self.store.look(key)).await
     }
 
     /// Comes back when an entry may have changed.
@@ -236,6 +239,9 @@ impl Journal {
 
     /// Updates what waits for somebody; for as long as the journal is down, the last numbers stay.
     pub async fn count(&self) {
+        if !self.health.is_well() {
+            return;
+        }
         let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
         let mut apps = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,52 +257,53 @@ impl Journal {
     /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,
     /// removes what is too old.
     pub async fn keep(self: Arc<Self>) {
+        // Side by side: a lease that ran out while old deliveries are removed would have others
+        // forward what still runs here.
         tokio::join!(self.watch(), self.sweep());
     }
 
-    /// Tries the journal again and again.
+    /// Tries the journal again and again, and with it keeps the lease.
     async fn watch(&self) {
         loop {
             let probe = Box::pin(async {
                 let probed = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
                 probed.unwrap_or_else(|_| Err(Unavailable::new(format_args!("no answer within {PROBE_WITHIN:?}"))))
             });
-            if self.timed("probe", probe).await.is_ok() {
-                self.health.is_well_again();
+            match self.timed("probe", probe).await {
+                Ok(()) => self.health.is_well_again(),
+                Err(unavailable) => self.health.failed(&unavailable),
             }
             let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
             let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
             // A failure is looked into at once: it may have been one delivery's alone.
-            let _ = tokio::time::timeout(wait, self.health.failure()).await;
+            let _ = tokio::time::timeout(wait, self.health.suspicion()).await;
         }
     }
 
-    /// Removes what is too old, at the start and from time to time.
+    /// Removes what is too old, at the start and from time to time. No delivery depends on it.
     async fn sweep(&self) {
         loop {
             self.health.wellness().await;
             // Says that the keys are still in use, and wraps what others have added.
-            self.unlock().await;
+            let unlocked = self.unlock().await;
             let pruned = retention::prune(&*self.store, &self.config, clock::now());
-            // Counted and logged by `timed`.
             let pruned = self.timed("prune", Box::pin(pruned)).await;
-            tokio::time::sleep(if pruned.is_ok() { PRUNE_EVERY } else { PROBE_EVERY }).await;
+            // What failed is counted by `timed`.
+            let is_done = unlocked.is_ok() && pruned.is_ok();
+            tokio::time::sleep(if is_done { PRUNE_EVERY } else { PROBE_EVERY }).await;
         }
     }
 
-    async fn unlock(&self) {
-        match self.vault.unlock(&*self.store, clock::now()).await {
-            Ok(locked_out) => {
-                // Said once, and again when it changes: it may stay so for as long as the history.
-                if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out)
-                {
-                    for app in &locked_out {
-                        tracing::error!(app = app.app, "{app}");
-                    }
-                }
+    async fn unlock(&self) -> Result<(), Unavailable> {
+        let unlocked = self.vault.unlock(&*self.store, clock::now());
+        let locked_out = self.timed("unlock", Box::pin(unlocked)).await?;
+        // Said once, and again when it changes: it may stay so for as long as the history.
+        if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out) {
+            for app in &locked_out {
+                tracing::error!(app = app.app, "{app}");
             }
-            Err(unavailable) => self.health.failed(&unavailable),
         }
+        Ok(())
     }
 
     /// Gives up what this process holds.
@@ -311,9 +318,17 @@ impl Journal {
         let begun = Instant::now();
         let result = answer.await;
         self.metrics.journal_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
-        if let Err(unavailable) = &result {
+        if result.is_err() {
             self.metrics.journal_errors.with_label_values(&[operation]).inc();
-            self.health.failed(unavailable);
+        }
+        result
+    }
+
+    /// The same, for what deliveries depend on: whether the journal is down is looked into at once.
+    async fn vital<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
+        let result = self.timed(operation, answer).await;
+        if result.is_err() {
+            self.health.suspect();
         }
         result
     }

@@ -30,6 +30,8 @@ pub struct Instance {
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<tokio_util::task::TaskTracker>,
     deliveries: Deliveries,
+    /// Keeps the journal, and with it the lease.
+    keeper: tokio::task::JoinHandle<()>,
     shutdown: ShutdownConfig,
 }
 
@@ -45,7 +47,7 @@ impl Instance {
 
         // Before anything listens: a gateway that cannot record must not be called.
         let journal = Journal::open(&config, Arc::clone(&metrics)).await?;
-        tokio::spawn(Arc::clone(&journal).keep());
+        let keeper = tokio::spawn(Arc::clone(&journal).keep());
 
         let bind = async |key: &str, address| {
             TcpListener::bind(address).await.map_err(|error| unusable(&format!("{key} = \"{address}\""), &error))
@@ -84,7 +86,7 @@ impl Instance {
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
         let server = tokio::spawn(server.serve(public, stack, stopping));
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
-        Ok(Self { listen, admin, ready, stop, server, deliveries, shutdown: config.shutdown })
+        Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, shutdown: config.shutdown })
     }
 
     /// Stops: first not ready, then no new connections, then what still runs, within limits.
@@ -106,6 +108,8 @@ impl Instance {
         } else {
             tracing::info!("stopped");
         }
+        // Or it would take the lease again that is given up now.
+        self.keeper.abort();
         self.deliveries.journal().close().await;
     }
 }

@@ -1,8 +1,6 @@
 //! Whether the journal can be used. While it cannot, requests are refused at once instead of
 //! waiting for a server that does not answer; whoever probes it opens the way again.
 
-use std::sync::Arc;
-
 use tokio::sync::{Notify, watch};
 
 use super::store::Unavailable;
@@ -10,12 +8,12 @@ use super::store::Unavailable;
 /// The journal's health.
 pub struct Health {
     cause: watch::Sender<Option<Unavailable>>,
-    failed: Arc<Notify>,
+    suspected: Notify,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { cause: watch::Sender::new(None), failed: Arc::default() }
+        Self { cause: watch::Sender::new(None), suspected: Notify::new() }
     }
 }
 
@@ -33,16 +31,17 @@ impl Health {
         self.cause.borrow().is_none()
     }
 
-    /// An operation failed.
+    /// An operation failed. It may have been one delivery's alone, which must not stop the others:
+    /// a probe tells.
+    pub fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    /// A probe failed.
     pub fn failed(&self, unavailable: &Unavailable) {
-        let begins = self.cause.send_if_modified(|cause| {
-            let begins = cause.is_none();
-            *cause = Some(unavailable.clone());
-            begins
-        });
+        let begins = self.cause.send_if_modified(|cause| cause.replace(unavailable.clone()).is_none());
         if begins {
             tracing::error!(cause = %unavailable, "the journal is not available: deliveries are answered 503");
-            self.failed.notify_one();
         }
     }
 
@@ -53,9 +52,9 @@ impl Health {
         }
     }
 
-    /// Comes back when an operation fails after all was well.
-    pub async fn failure(&self) {
-        self.failed.notified().await;
+    /// Comes back when an operation has failed since it last did.
+    pub async fn suspicion(&self) {
+        self.suspected.notified().await;
     }
 
     /// Comes back when the journal can be used.

@@ -219,6 +219,11 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
         };
         return (finished, entry, Change::default());
     }
+    let is_known = is_latest && entry.latest.ended.as_ref().is_some_and(is_confirmed);
+    if is_known && entry.state == State::Done && !matches!(end.ending, Ending::Confirmed { .. }) {
+        // The end of the process came to it a moment too late, and says less than is known.
+        return (Finished::AlreadyDone, entry, Change::default());
+    }
     let mut change = Change { entry: true, ..Change::default() };
     let retried = entry.state == State::Open
         && entry.latest.ended.as_ref().is_some_and(|ended| ended.outcome == AttemptOutcome::Unconfirmed);
@@ -425,6 +430,10 @@ fn forwarded(ask: &Ask) -> CycleChange {
         Lifecycle::Ends { .. } => CycleChange::Touch,
         Lifecycle::Revives => CycleChange::Raise,
     }
+}
+
+fn is_confirmed(ended: &Ended) -> bool {
+    ended.outcome == AttemptOutcome::Confirmed
 }
 
 fn confirmed_instance(entry: &Entry) -> Option<&String> {

@@ -93,7 +93,8 @@ impl Tables {
             known.and_then(|record| record.history.iter().find(|attempt| attempt.number == end.attempt).cloned());
         let taken = match &end.ending {
             super::entry::Ending::Confirmed { instance_id: Some(id), .. } => {
-                self.is_taken(&end.ask.app, id, end.ask.origin)
+                // Copies without an order number have origins of their own; the delivery has its first's.
+                self.is_taken(&end.ask.app, id, known.map_or(end.ask.origin, |record| record.entry.origin))
             }
             _ => false,
         };

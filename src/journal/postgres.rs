@@ -106,7 +106,7 @@ impl Drop for PostgresStore {
 impl Shared {
     /// Takes or keeps the lease of this process.
     async fn keep_lease(&self, deadline: Instant) -> Result<(), Failure> {
-        match self.database.run(self.lease_statement(), deadline).await {
+        match self.database.run_reserved(self.lease_statement(), deadline).await {
             // Whoever else does it does the same.
             Ok(_) | Err(Failure::Race(_)) => Ok(()),
             Err(failure) => Err(failure),
@@ -189,7 +189,7 @@ impl Deliveries for PostgresStore {
         let mut sql = Statement::new("DELETE FROM spigate_gateways WHERE id = ");
         sql.bind(text(&self.shared.gateway));
         Box::pin(async move {
-            self.shared.database.run(sql, Instant::now() + STATEMENT).await?;
+            self.shared.database.run_reserved(sql, Instant::now() + STATEMENT).await?;
             Ok(())
         })
     }

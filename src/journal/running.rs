@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::Outgoing;
 use super::entry::Ask;
 use super::key::DeliveryKey;
 use crate::delivery::Delivery;
@@ -20,6 +21,8 @@ pub struct Running(Arc<Mutex<HashMap<(DeliveryKey, u32), Slot>>>);
 
 struct Slot {
     claim: Arc<RunningClaim>,
+    /// How it ended, from when that is known until it is recorded.
+    end: Option<Outgoing>,
     result: watch::Sender<Option<Delivery>>,
 }
 
@@ -52,7 +55,7 @@ impl Running {
     pub fn begin(&self, claim: RunningClaim) -> (Ticket, Outlet) {
         let (result, outlet) = watch::channel(None);
         let claim = Arc::new(claim);
-        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), result });
+        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), end: None, result });
         (Ticket { running: self.clone(), claim }, outlet)
     }
 
@@ -61,9 +64,9 @@ impl Running {
         self.slots().get(&(key, number)).map(|slot| slot.result.subscribe())
     }
 
-    /// What runs.
-    pub fn claims(&self) -> Vec<Arc<RunningClaim>> {
-        self.slots().values().map(|slot| Arc::clone(&slot.claim)).collect()
+    /// What runs, or has ended and is not recorded yet.
+    pub fn claims(&self) -> Vec<(Arc<RunningClaim>, Option<Outgoing>)> {
+        self.slots().values().map(|slot| (Arc::clone(&slot.claim), slot.end.clone())).collect()
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<(DeliveryKey, u32), Slot>> {
@@ -75,6 +78,13 @@ impl Ticket {
     /// What was claimed.
     pub fn claim(&self) -> &Arc<RunningClaim> {
         &self.claim
+    }
+
+    /// Keeps how the attempt ended at hand until that is recorded.
+    pub fn ended(&self, end: Outgoing) {
+        if let Some(slot) = self.running.slots().get_mut(&(self.claim.key, self.claim.number)) {
+            slot.end = Some(end);
+        }
     }
 
     /// Tells those who wait now; whoever comes later waits for the end.

@@ -56,8 +56,11 @@ impl SqliteStore {
     /// # Errors
     /// What is wrong with the file and what to do about it.
     pub fn serve(path: &Path, on_batch: impl Fn(usize) + Send + Sync + 'static) -> Result<Self, String> {
-        let lock = lock(path)?;
-        Self::open(path, Arc::new(on_batch), Some(lock))
+        create(path)?;
+        // Whatever links lead to the file, it has one lock.
+        let path = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
+        let lock = lock(&path)?;
+        Self::open(&path, Arc::new(on_batch), Some(lock))
     }
 
     /// Opens a file beside the process that serves from it.
@@ -78,9 +81,6 @@ impl SqliteStore {
 
     fn open(path: &Path, on_batch: worker::OnBatch, lock: Option<File>) -> Result<Self, String> {
         let explain = |error| explain(path, error);
-        if lock.is_some() {
-            create(path)?;
-        }
         let connection = connect(path).map_err(explain)?;
         if fs::metadata(path).is_ok_and(|file| file.len() <= SMALL) {
             check(&connection).map_err(|error| explain(error.into()))?;
@@ -167,7 +167,13 @@ fn lock(path: &Path) -> Result<File, String> {
             name.display()
         )
     })?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(format!(
+                "{}: cannot be locked: {error}; journals need a file system with locks, best a local one",
+                name.display()
+            ));
+        }
         let mut owner = String::new();
         // Who holds it is a help, not a condition.
         let _ = file.read_to_string(&mut owner);
@@ -318,5 +324,24 @@ impl Keys for SqliteStore {
 impl Store for SqliteStore {
     fn lease(&self) -> Option<Duration> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_one_lock_whatever_links_lead_to_it() {
+        let folder = std::env::temp_dir().join(format!("spigate-lock-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (file, link) = (folder.join("a.db"), folder.join("b.db"));
+        let serving = SqliteStore::serve(&file, |_| {}).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let refused = SqliteStore::serve(&link, |_| {}).err().unwrap();
+        assert!(refused.contains("another spigate"), "{refused}");
+        drop(serving);
+        assert!(SqliteStore::serve(&link, |_| {}).is_ok());
+        fs::remove_dir_all(folder).unwrap();
     }
 }

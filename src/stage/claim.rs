@@ -4,11 +4,13 @@
 //! hangs up or runs into a deadline, the call to the backend goes on and its result is recorded.
 //! Later copies wait for it, here or from another process, and never start another attempt.
 
+use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -46,6 +48,9 @@ pub struct Order {
     pub action: usize,
     /// When the platform is answered at the latest.
     pub deadline: Instant,
+    /// What is held until the end of the attempt is recorded: replies that cannot be recorded
+    /// must not pile up.
+    pub slot: Arc<dyn Any + Send + Sync>,
 }
 
 impl Order {
@@ -115,18 +120,22 @@ impl Deliveries {
         // A claim that is made must be followed through, so not even the asking may be dropped.
         self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard));
         match timeout_at(deadline, told).await {
-            Ok(Ok(Told::Mine(outlet, id))) => Ok(wait(outlet, deadline).await.unwrap_or_else(|| Delivery {
-                recorded: Some(id),
-                ..Delivery::unconfirmed(Rejection::BackendTimeout)
-            })),
+            Ok(Ok(Told::Mine(outlet, id))) => {
+                let ended = timeout_at(deadline, result(outlet)).await.ok().flatten();
+                Ok(ended.unwrap_or_else(|| Delivery {
+                    recorded: Some(id),
+                    ..Delivery::unconfirmed(Rejection::BackendTimeout)
+                }))
+            }
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
-                let delivery = self.join(&entry, &order).await;
+                let joined = timeout_at(deadline, self.join(&entry, order.contract())).await;
+                let delivery = joined.unwrap_or_else(|_| in_progress());
                 self.count(&order.ask, "joined");
                 Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
             }
             Ok(Err(_)) => Err(Rejection::Internal),
-            Err(_) => Err(unavailable(&Unavailable::new("the claim took longer than answer_within"))),
+            Err(_) => Err(too_late()),
         }
     }
 
@@ -196,9 +205,14 @@ impl Deliveries {
             began_at: entry.latest.began_at,
         });
         let _ = tell.send(Told::Mine(outlet, (entry.key, go.number)));
-        // A bug in the attempt must not leave a claim behind that nobody ends.
-        let attempt = std::panic::AssertUnwindSafe(attempt(go)).catch_unwind();
-        let delivery = attempt.await.unwrap_or_else(|_| Delivery::unconfirmed(Rejection::Internal));
+        let delivery = if Instant::now() >= order.deadline {
+            // Its caller has been told that the journal is down, and so that nothing is forwarded.
+            Delivery::failed(too_late())
+        } else {
+            // A bug in the attempt must not leave a claim behind that nobody ends.
+            let attempt = std::panic::AssertUnwindSafe(attempt(go)).catch_unwind();
+            attempt.await.unwrap_or_else(|_| Delivery::unconfirmed(Rejection::Internal))
+        };
         let delivery = recorded(&entry, delivery);
         let is_late = Instant::now() >= order.deadline;
         let delivery = self.record(&ticket, delivery, order.contract()).await;
@@ -217,6 +231,7 @@ impl Deliveries {
     /// might be forgotten, anything else as it is.
     async fn record(&self, ticket: &Ticket, delivery: Delivery, contract: &ReplyContract) -> Delivery {
         let end = outgoing(&delivery);
+        ticket.ended(end.clone());
         let mut told = false;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -291,14 +306,12 @@ impl Deliveries {
         }
     }
 
-    /// Waits for an attempt that somebody else made.
-    async fn join(&self, entry: &Entry, order: &Order) -> Delivery {
-        let in_progress = || Delivery::unconfirmed(Rejection::DeliveryInProgress);
+    /// Waits for an attempt that somebody else made, for as long as that takes.
+    async fn join(&self, entry: &Entry, contract: &ReplyContract) -> Delivery {
         let (key, number) = (entry.key, entry.latest.number);
-        let (contract, deadline) = (order.contract(), order.deadline);
         loop {
             if let Some(outlet) = self.running.outlet(key, number) {
-                return wait(outlet, deadline).await.unwrap_or_else(in_progress);
+                return result(outlet).await.unwrap_or_else(in_progress);
             }
             match self.journal.look(key).await {
                 Err(cause) => return Delivery::unconfirmed(unavailable(&cause)),
@@ -311,9 +324,7 @@ impl Deliveries {
                     Joined::Running => {}
                 },
             }
-            if timeout_at(deadline, self.journal.changed(key)).await.is_err() {
-                return in_progress();
-            }
+            self.journal.changed(key).await;
         }
     }
 
@@ -361,11 +372,15 @@ impl Deliveries {
         self.tasks.wait().await;
     }
 
-    /// Records what still runs as unconfirmed, because the process ends now.
+    /// Records what still runs as unconfirmed, because the process ends now; and what has ended
+    /// without being recorded yet, as it ended.
     pub async fn abandon(&self) {
+        // Whoever comes now would claim what nobody records any more.
+        self.tasks.close();
         let claims = self.running.claims();
-        let recorded = async {
-            for claim in &claims {
+        // All at once, so that they share what time and flushes of the disk are left.
+        let recorded = join_all(claims.iter().map(|(claim, end)| async move {
+            let end = end.clone().unwrap_or_else(|| {
                 tracing::warn!(
                     app = claim.ask.app,
                     action = claim.ask.action,
@@ -374,11 +389,12 @@ impl Deliveries {
                     attempt = claim.number,
                     "a delivery still runs although the process ends: it is unconfirmed now"
                 );
-                let reason = Reason { code: Rejection::ShuttingDown.code().to_owned(), ..Reason::default() };
-                // What cannot be recorded now is found unconfirmed at the next start.
-                let _ = self.journal.finish(claim, &Outgoing::Unconfirmed(reason)).await;
-            }
-        };
+                let code = Rejection::ShuttingDown.code().to_owned();
+                Outgoing::Unconfirmed(Reason { code, ..Reason::default() })
+            });
+            // What cannot be recorded now is found unconfirmed at the next start.
+            let _ = self.journal.finish(claim, &end).await;
+        }));
         let _ = tokio::time::timeout(ABANDON_WITHIN, recorded).await;
     }
 }
@@ -423,10 +439,17 @@ fn unavailable(cause: &Unavailable) -> Rejection {
     Rejection::JournalUnavailable { cause: Arc::clone(&cause.0) }
 }
 
-async fn wait(mut outlet: Outlet, deadline: Instant) -> Option<Delivery> {
-    let result = timeout_at(deadline, outlet.wait_for(Option::is_some)).await;
+fn in_progress() -> Delivery {
+    Delivery::unconfirmed(Rejection::DeliveryInProgress)
+}
+
+fn too_late() -> Rejection {
+    unavailable(&Unavailable::new("the claim took longer than answer_within"))
+}
+
+async fn result(mut outlet: Outlet) -> Option<Delivery> {
     // The ticket sends a result even when it is dropped by a panic, so there always is one.
-    result.ok()?.ok()?.clone()
+    outlet.wait_for(Option::is_some).await.ok()?.clone()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use spigate::journal::entry::{Ask, Attempt, AttemptOutcome, Ended, Ending, Entry, Lifecycle, Reason, Sealed, State};
+use spigate::journal::key::Origin;
 use spigate::journal::machine::{Decision, Finished, INSTANCE_REUSED, Resolution, Unresolvable};
 use spigate::journal::store::{Counts, Filter, Pruned, Record, Retention, Which, Wrap};
 
@@ -64,6 +65,7 @@ macro_rules! contract {
             data_keys_are_kept,
             unused_wraps_are_removed,
             lookalikes_share_a_delivery_until_it_is_answered,
+            lookalikes_share_the_instance_that_one_of_them_made,
             a_renewal_begins_a_new_cycle,
             a_late_end_closes_its_own_cycle,
             an_expiry_is_replayed_for_a_while,
@@ -1216,6 +1218,25 @@ pub(crate) async fn lookalikes_share_a_delivery_until_it_is_answered<B: Bench>(m
     let other = Ask { lookalike: Some(lookalike(&["i-2"])), fingerprint: content(&["i-2"]), ..copy("7") };
     assert_eq!(gateway.forward(other).await.entry.latest.number, 1);
     assert_eq!(gateway.forward(Ask { lookalike: None, ..copy("8") }).await.entry.latest.number, 1);
+}
+
+pub(crate) async fn lookalikes_share_the_instance_that_one_of_them_made<B: Bench>(mut bench: B) {
+    let gateway = bench.open().await;
+    let copy = |number: u8| Ask {
+        base: key(&["signature", &number.to_string()]),
+        origin: Origin::from_slice(&[number; 32]).unwrap(),
+        order_id: None,
+        lookalike: Some(lookalike(&["alike"])),
+        fingerprint: content(&["alike"]),
+        ..gateway.create("")
+    };
+    let first = gateway.forward(copy(1)).await;
+    gateway.finish(first.end(unconfirmed())).await;
+    let second = gateway.forward(copy(2)).await;
+    assert_eq!(gateway.finish(first.end(gateway.confirmed("i-1"))).await.0, Finished::Recorded);
+    assert_eq!(gateway.finish(second.end(gateway.confirmed("i-1"))).await.0, Finished::AlreadyDone);
+    let latest = gateway.record(first.key()).await.entry.latest;
+    assert_eq!((latest.number, latest.ended.unwrap().outcome), (2, AttemptOutcome::Confirmed));
 }
 
 pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {

@@ -28,11 +28,15 @@ pub(super) const SETTLE: Duration = Duration::from_secs(4);
 const STUCK: Duration = Duration::from_secs(10);
 /// Each holds one statement at a time, which takes a millisecond or two.
 const CONNECTIONS: usize = 16;
+/// One for the lease, and one for when that is stuck.
+const RESERVED: usize = 2;
 
 /// See the module.
 pub(super) struct Database {
     target: Target,
     pool: Pool,
+    /// For the lease alone: it is kept although everything else waits for a lock on the server.
+    reserved: Pool,
     /// Whether the tables were there and current when they were last looked at.
     current: Arc<AtomicBool>,
     opening: Mutex<()>,
@@ -40,17 +44,8 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) fn new(target: Target) -> Result<Self, String> {
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(target.config.clone(), target.tls.clone(), recycling);
-        let pool = Pool::builder(manager)
-            .max_size(CONNECTIONS)
-            .wait_timeout(Some(STATEMENT))
-            .create_timeout(Some(CONNECT))
-            .recycle_timeout(Some(CONNECT))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { target, pool, current: Arc::default(), opening: Mutex::default() })
+        let (pool, reserved) = (pool(&target, CONNECTIONS)?, pool(&target, RESERVED)?);
+        Ok(Self { target, pool, reserved, current: Arc::default(), opening: Mutex::default() })
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -69,7 +64,7 @@ impl Database {
     pub(super) async fn read(&self, statement: Statement, deadline: Instant) -> Result<Vec<Row>, Failure> {
         let statement = Arc::new(statement);
         loop {
-            match self.run_shared(Arc::clone(&statement), deadline).await {
+            match self.run_on(&self.pool, Arc::clone(&statement), deadline).await {
                 Err(Failure::Unknown(_)) if Instant::now() < deadline => {}
                 result => return result,
             }
@@ -78,11 +73,16 @@ impl Database {
 
     /// Runs a statement, once.
     pub(super) async fn run(&self, statement: Statement, deadline: Instant) -> Result<Vec<Row>, Failure> {
-        self.run_shared(Arc::new(statement), deadline).await
+        self.run_on(&self.pool, Arc::new(statement), deadline).await
     }
 
-    async fn run_shared(&self, statement: Arc<Statement>, deadline: Instant) -> Result<Vec<Row>, Failure> {
-        let client = match timeout_at(deadline, self.client()).await {
+    /// Runs a statement about the lease, once.
+    pub(super) async fn run_reserved(&self, statement: Statement, deadline: Instant) -> Result<Vec<Row>, Failure> {
+        self.run_on(&self.reserved, Arc::new(statement), deadline).await
+    }
+
+    async fn run_on(&self, pool: &Pool, statement: Arc<Statement>, deadline: Instant) -> Result<Vec<Row>, Failure> {
+        let client = match timeout_at(deadline, self.client(pool)).await {
             Ok(client) => client.map_err(Failure::Unwritten)?,
             Err(_) => return Err(Failure::Unwritten("no connection in time".into())),
         };
@@ -95,19 +95,31 @@ impl Database {
         }
     }
 
-    async fn client(&self) -> Result<Object, String> {
+    async fn client(&self, pool: &Pool) -> Result<Object, String> {
         if !self.current.load(Ordering::Acquire) {
             let _one_at_a_time = self.opening.lock().await;
             if !self.current.load(Ordering::Acquire) {
                 self.open().await.map_err(|error| error.to_string())?;
             }
         }
-        self.pool.get().await.map_err(|error| match error {
+        pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => failure::describe(&error),
             PoolError::Timeout(_) => "no connection in time".into(),
             error => error.to_string(),
         })
     }
+}
+
+fn pool(target: &Target, size: usize) -> Result<Pool, String> {
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = Manager::from_config(target.config.clone(), target.tls.clone(), recycling);
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .wait_timeout(Some(STATEMENT))
+        .create_timeout(Some(CONNECT))
+        .recycle_timeout(Some(CONNECT))
+        .runtime(Runtime::Tokio1);
+    pool.build().map_err(|error| error.to_string())
 }
 
 async fn execute(client: Object, statement: Arc<Statement>, current: Arc<AtomicBool>) -> Result<Vec<Row>, Failure> {

@@ -97,10 +97,11 @@ fn put_instance(sql: &mut Statement, app: &str, instance: &str, entry: &Entry) {
     sql.push("))");
 }
 
-/// Whether an instance belongs to another order.
+/// Whether an instance belongs to another order than that of the delivery called `d` or, without
+/// one, than `origin`: copies without an order number have origins of their own.
 pub(super) fn push_taken(sql: &mut Statement, app: &str, instance: &str, origin: &Origin) {
     sql.push("EXISTS (SELECT 1 FROM spigate_instances WHERE hash = ").bind(instance_hash(app, instance));
-    sql.push(" AND origin <> ").bind(origin.as_bytes().to_vec()).push(")");
+    sql.push(" AND origin <> coalesce(d.origin, ").bind(origin.as_bytes().to_vec()).push("))");
 }
 
 /// Raises an instance's cycle if it still is `from`.

@@ -85,6 +85,8 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (app, instance_id)
     ) STRICT, WITHOUT ROWID;
 
+    CREATE INDEX instances_touched ON instances (touched_at);
+
     CREATE TABLE cycles (
         app TEXT NOT NULL,
         instance_id TEXT NOT NULL,
@@ -92,6 +94,8 @@ const STEPS: &[&str] = &["
         touched_at INTEGER NOT NULL,
         PRIMARY KEY (app, instance_id)
     ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX cycles_touched ON cycles (touched_at);
 
     CREATE TABLE data_keys (
         id INTEGER PRIMARY KEY,

@@ -4,6 +4,7 @@
 //! answers after the commit: one flush of the disk for many deliveries. What somebody waits for never
 //! lingers for a fuller batch: the flush itself is the time in which the next one gathers.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ impl Worker {
     pub(super) fn reader(connection: Connection) -> Result<Self, String> {
         Self::spawn("journal-read", move |queue| {
             while let Ok(mut job) = queue.recv() {
-                let result = job.run(&connection).map_err(Unavailable::new);
+                let result = run(&mut job, &connection).map_err(Unavailable::new);
                 job.conclude(result);
             }
         })
@@ -166,6 +167,12 @@ fn conclude(batch: &mut Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
     }
 }
 
+/// A bug in a job fails that job: without its thread the journal would answer nobody any more.
+fn run(job: &mut Box<dyn Job>, connection: &Connection) -> rusqlite::Result<()> {
+    let result = catch_unwind(AssertUnwindSafe(|| job.run(connection)));
+    result.unwrap_or_else(|_| Err(rusqlite::Error::ToSqlConversionFailure("a bug in the journal".into())))
+}
+
 fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
     if !connection.is_autocommit() {
         // The one before could not be undone then.
@@ -173,7 +180,7 @@ fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Re
     }
     // Immediate: a transaction that read first could be refused the right to write.
     connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let done = batch.iter_mut().try_for_each(|job| job.run(connection));
+    let done = batch.iter_mut().try_for_each(|job| run(job, connection));
     let done = done.and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
     if done.is_err() && !connection.is_autocommit() {
         // SQLite has undone the transaction itself after some failures, not after others. What
@@ -183,7 +190,8 @@ fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Re
     done.map(drop)
 }
 
-/// Whether every other job would fail the same way.
+/// Whether every other job would fail the same way. What is damaged may be one page, and others
+/// be whole.
 fn is_about_the_disk(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -194,10 +202,48 @@ fn is_about_the_disk(error: &rusqlite::Error) -> bool {
                 | ErrorCode::CannotOpen
                 | ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
-                | ErrorCode::DatabaseCorrupt
                 | ErrorCode::NotADatabase
                 | ErrorCode::OutOfMemory
                 | ErrorCode::PermissionDenied
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer() -> Worker {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE notes (number INTEGER) STRICT").unwrap();
+        Worker::writer(connection, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
+    }
+
+    fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {
+        writer.ask(move |connection| connection.execute("INSERT INTO notes VALUES (?1)", [number]))
+    }
+
+    #[tokio::test]
+    async fn a_bug_in_one_job_undoes_that_one_and_no_other() {
+        let writer = writer();
+        let (begun, begin) = mpsc::channel::<()>();
+        // Holds the thread until the others have queued up to share a transaction.
+        let first = writer.ask(move |_| {
+            let _ = begin.recv();
+            Ok(())
+        });
+        let before = note(&writer, 1);
+        let bug = writer.ask(|connection| -> rusqlite::Result<()> {
+            connection.execute("INSERT INTO notes VALUES (2)", [])?;
+            panic!("a bug")
+        });
+        let after = note(&writer, 3);
+        drop(begun);
+        first.await.unwrap();
+        assert_eq!(before.await, Ok(1));
+        assert!(bug.await.is_err());
+        assert_eq!(after.await, Ok(1));
+        let sum = writer.ask(|connection| connection.query_row("SELECT sum(number) FROM notes", [], |row| row.get(0)));
+        assert_eq!(sum.await, Ok(4_i64));
+    }
 }

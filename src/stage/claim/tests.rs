@@ -25,40 +25,59 @@ use crate::query::Params;
 
 const REPLY: &str = r#"{"success":true,"instanceId":"i-1"}"#;
 
-/// A store that cannot be written while it is broken.
+/// A store that fails while it is broken, and does not answer while it hangs.
 #[derive(Default)]
 struct Fragile {
     store: MemoryStore,
     broken: AtomicBool,
+    hangs: AtomicBool,
+    /// Only removing what is old hangs.
+    prune_hangs: AtomicBool,
+    /// Each end takes this many milliseconds to record.
+    slowness: AtomicUsize,
+    probes: AtomicUsize,
 }
 
+const BIT: Duration = Duration::from_millis(10);
+
 impl Fragile {
-    fn unless_broken<'s, T: Send + 's>(&'s self, answer: impl FnOnce() -> Answer<'s, T>) -> Answer<'s, T> {
+    fn unless_broken<'s, T: Send + 's>(&'s self, answer: impl FnOnce() -> Answer<'s, T> + Send + 's) -> Answer<'s, T> {
         if self.broken.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(Unavailable::new("no space left on device"))));
         }
-        answer()
+        Box::pin(async move {
+            while self.hangs.load(Ordering::SeqCst) {
+                sleep(BIT).await;
+            }
+            answer().await
+        })
     }
 }
 
 impl store::Deliveries for Fragile {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
-        self.unless_broken(|| self.store.claim(ask))
+        self.unless_broken(move || self.store.claim(ask))
     }
     fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
-        self.unless_broken(|| self.store.finish(end))
+        self.unless_broken(move || {
+            Box::pin(async move {
+                sleep(Duration::from_millis(self.slowness.load(Ordering::SeqCst) as u64)).await;
+                self.store.finish(end).await
+            })
+        })
     }
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
-        self.unless_broken(|| self.store.answered(key, at))
+        self.unless_broken(move || self.store.answered(key, at))
     }
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
-        self.unless_broken(|| self.store.look(key))
+        self.unless_broken(move || self.store.look(key))
     }
     fn changed(&self, key: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         self.store.changed(key)
     }
     fn probe(&self) -> Answer<'_, ()> {
-        self.unless_broken(|| self.store.probe())
+        self.probes.fetch_add(1, Ordering::SeqCst);
+        self.unless_broken(move || self.store.probe())
     }
     fn close(&self) -> Answer<'_, ()> {
         self.store.close()
@@ -76,6 +95,9 @@ impl store::Archive for Fragile {
         self.store.counts()
     }
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
+        if self.prune_hangs.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         self.store.prune(retention)
     }
 }
@@ -121,11 +143,20 @@ impl Bench {
     }
 
     fn order(&self, spec: &str, deadline: Instant) -> Order {
+        self.order_called("o-1", spec, deadline)
+    }
+
+    fn order_called(&self, order_id: &str, spec: &str, deadline: Instant) -> Order {
         let dialect = &self.dialect;
         let action = dialect.actions.iter().position(|action| action.kind == ActionKind::Create).unwrap();
         let mut pairs = vec![(dialect.action_parameter.as_str(), dialect.actions[action].name.as_str())];
         for field in &dialect.fields {
-            pairs.push((&field.name, if field.name == "spec" { spec } else { field.sample.as_deref().unwrap() }));
+            let value = match &*field.name {
+                "spec" => spec,
+                "order_id" => order_id,
+                _ => field.sample.as_deref().unwrap(),
+            };
+            pairs.push((&field.name, value));
         }
         let request: SpiRequest = dialect.check_request(Params::from_pairs(pairs), None, Strictness::Strict).unwrap();
         let tag = TagEncoding::Hex.decode("00").unwrap();
@@ -138,7 +169,7 @@ impl Bench {
             app: "crm".into(),
             action: "CreateInstance".into(),
             debug: false,
-            order_id: Some("o-1".into()),
+            order_id: Some(order_id.to_owned()),
             instance_id: None,
             user_id: None,
             lifecycle: Lifecycle::None,
@@ -148,7 +179,7 @@ impl Bench {
             request_id: "r".into(),
             now: crate::clock::now(),
         };
-        Order { ask: Arc::new(ask), dialect: Arc::clone(dialect), action, deadline }
+        Order { ask: Arc::new(ask), dialect: Arc::clone(dialect), action, deadline, slot: Arc::new(()) }
     }
 
     async fn entry(&self) -> Entry {
@@ -326,4 +357,107 @@ async fn a_receipt_marks_the_delivery_as_answered_once() {
     assert!(bench.entry().await.answered_at.is_some());
     let again = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
     assert!(again.receipt.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_does_not_answer_is_down_until_it_does() {
+    let bench = Bench::new();
+    let journal = Arc::clone(bench.deliveries.journal());
+    tokio::spawn(Arc::clone(&journal).keep());
+    bench.store.hangs.store(true, Ordering::SeqCst);
+    sleep(Duration::from_secs(20)).await;
+    assert!(!journal.health().is_well());
+    let before = Instant::now();
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    assert!(matches!(refused.answer, Err(Rejection::JournalUnavailable { .. })));
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    bench.store.hangs.store(false, Ordering::SeqCst);
+    journal.health().wellness().await;
+    let attempt = |_| async { confirmed() };
+    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    assert_eq!(delivery.outcome, Outcome::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_comes_after_its_deadline_is_not_forwarded() {
+    let bench = Bench::new();
+    bench.store.hangs.store(true, Ordering::SeqCst);
+    let order = bench.order("a", Instant::now() + Duration::from_secs(13));
+    let refused = bench.deliveries.once(order, unused, |_| {}).await;
+    assert!(matches!(refused, Err(Rejection::JournalUnavailable { .. })));
+    bench.store.hangs.store(false, Ordering::SeqCst);
+    bench.deliveries.drained().await;
+    let entry = bench.entry().await;
+    let code = entry.latest.ended.as_ref().and_then(|ended| ended.code.as_deref());
+    assert_eq!((entry.state, code), (State::Open, Some("journal_unavailable")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_answered_at_its_deadline_even_if_the_journal_hangs_while_it_waits() {
+    let bench = Bench::new();
+    // Claimed by another process: what becomes of it is only in the journal.
+    let elsewhere = bench.order("a", soon());
+    store::Deliveries::claim(&bench.store.store, Arc::clone(&elsewhere.ask)).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(13);
+    let copy = bench.deliveries.once(bench.order("a", until), unused, |_| {});
+    let hang = async {
+        sleep(Duration::from_secs(1)).await;
+        bench.store.hangs.store(true, Ordering::SeqCst);
+    };
+    let (copy, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(60), copy), hang);
+    assert!(matches!(copy.unwrap().unwrap().answer, Err(Rejection::DeliveryInProgress)));
+    assert_eq!(Instant::now(), until);
+}
+
+/// A lease that lapses while housekeeping takes its time would have others forward the same.
+#[tokio::test(start_paused = true)]
+async fn removing_what_is_old_does_not_hold_up_the_lease() {
+    let bench = Bench::new();
+    bench.store.prune_hangs.store(true, Ordering::SeqCst);
+    tokio::spawn(Arc::clone(bench.deliveries.journal()).keep());
+    sleep(Duration::from_secs(100)).await;
+    assert!(bench.store.probes.load(Ordering::SeqCst) >= 19);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_operation_that_fails_stops_no_other() {
+    let bench = Bench::new();
+    let journal = Arc::clone(bench.deliveries.journal());
+    bench.store.broken.store(true, Ordering::SeqCst);
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    assert!(matches!(refused.answer, Err(Rejection::JournalUnavailable { .. })));
+    bench.store.broken.store(false, Ordering::SeqCst);
+    assert!(journal.health().is_well());
+    let attempt = |_| async { confirmed() };
+    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    assert_eq!(delivery.outcome, Outcome::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_runs_at_the_end_is_recorded_at_once_and_what_has_ended_as_it_did() {
+    let bench = Bench::new();
+    for number in 0..10 {
+        let attempt = |_| async { std::future::pending().await };
+        let order = bench.order_called(&format!("o-{number}"), "a", Instant::now() + BIT);
+        let first = bench.deliveries.once(order, attempt, |_| {}).await.unwrap();
+        assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
+    }
+    let store = Arc::clone(&bench.store);
+    let attempt = |_| async move {
+        store.broken.store(true, Ordering::SeqCst);
+        confirmed()
+    };
+    let kept = bench.deliveries.once(bench.order_called("kept", "a", soon()), attempt, |_| {}).await.unwrap();
+    assert!(matches!(kept.answer, Err(Rejection::JournalUnavailable { .. })));
+    bench.store.broken.store(false, Ordering::SeqCst);
+    bench.store.slowness.store(1_000, Ordering::SeqCst);
+    bench.deliveries.abandon().await;
+    let records = bench.store.store.list(Filter::default(), None, 20).await.unwrap();
+    assert_eq!(records.len(), 11);
+    for Record { entry, .. } in records {
+        let expected = if entry.order_id.as_deref() == Some("kept") { State::Done } else { State::Unconfirmed };
+        assert_eq!(entry.state, expected, "{:?}", entry.order_id);
+    }
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await;
+    assert!(matches!(refused, Err(Rejection::ShuttingDown)));
 }

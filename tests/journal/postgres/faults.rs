@@ -288,3 +288,27 @@ async fn tables_that_are_gone_are_made_again() {
     }
     assert_eq!(answers.pop().unwrap().unwrap(), Decision::Join, "after {answers:?}");
 }
+
+/// An operator who works on the tables holds deliveries up, and must not make others take this
+/// gateway for gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lease_is_kept_while_everything_else_waits_for_a_lock() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateway = bench.open().await;
+    let (mut client, connection) =
+        tokio_postgres::connect(&bench.server.url(&bench.database), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE spigate_deliveries IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let claims = (0..20).map(|order| {
+        let (gateway, ask) = (gateway.clone(), Arc::new(gateway.create(&format!("o-{order}"))));
+        tokio::spawn(async move { gateway.store.claim(ask).await.is_err() })
+    });
+    let claims: Vec<_> = claims.collect();
+    for claim in claims {
+        assert!(claim.await.unwrap(), "it cannot be claimed");
+    }
+    // What was given up still has its connection.
+    assert_eq!(gateway.store.probe().await, Ok(()));
+    lock.rollback().await.unwrap();
+}
