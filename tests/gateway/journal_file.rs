@@ -208,7 +208,7 @@ async fn a_file_that_is_removed_or_replaced_is_not_written_any_more() {
             }
             // No time passes in which a delivery would be recorded where nobody finds it.
             gateway.order(&create()).await.assert_rejected(503, "journal_unavailable");
-            let reply = gateway.readyz().await;
+            let reply = gateway.wait_for_readyz(503).await;
             let says = format!("{} was removed or replaced while it was in use", file.display());
             assert!(reply.status == 503 && reply.text().contains(&says), "{}", reply.text());
             gateway.line("the loss", |line| line["cause"].as_str().is_some_and(|cause| cause.contains(&says))).await;
