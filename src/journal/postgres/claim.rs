@@ -93,7 +93,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
                 return Ok(claimed);
             }
             Ok(_) | Err(Failure::Race(_)) => doubtful = written.and_then(Doubtful::not_written),
-            Err(Failure::Unwritten(cause)) => {
+            Err(Failure::Unwritten(cause) | Failure::Unreadable(cause)) => {
                 // What an earlier write has left open is followed up when it is dropped.
                 let _earlier = written.and_then(Doubtful::not_written);
                 return Err(Unavailable::new(cause));

@@ -20,6 +20,8 @@ pub(super) enum Failure {
     Race(String),
     /// Nothing was written.
     Unwritten(String),
+    /// Nothing was written, because of what one entry holds.
+    Unreadable(String),
     /// The connection broke or the time was up: it may have been written.
     Unknown(String),
 }
@@ -28,6 +30,7 @@ impl From<Failure> for Unavailable {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Race(cause) | Failure::Unwritten(cause) | Failure::Unknown(cause) => Self::new(cause),
+            Failure::Unreadable(cause) => Self::local(cause),
         }
     }
 }
