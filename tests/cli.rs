@@ -503,7 +503,7 @@ fn journal_help_says_what_can_be_asked_and_decided() {
     insta::assert_snapshot!(help(&["resolve"]), @r"
     Decide what becomes of a delivery that may have been executed
 
-    Usage: spigate journal resolve [OPTIONS] --config <FILE> <--retry|--done|--failed> <ID>
+    Usage: spigate journal resolve [OPTIONS] --config <FILE> <--retry|--done|--failed|--settled> <ID>
 
     Arguments:
       <ID>  Its Idempotency-Key, or the first digits of it
@@ -515,6 +515,8 @@ fn journal_help_says_what_can_be_asked_and_decided() {
           --done            It was executed: answer the next copy with --reply, without calling the
                             backend
           --failed          It failed for good: refuse every copy with --message
+          --settled         It is done, and the platform or the customer was told by other means: no
+                            longer count it as unanswered
           --reply <FILE>    With --done: the file with the reply that the backend gave or would have
                             given; - reads standard input. Shells keep passwords in their history:
                             prefer a file

@@ -114,7 +114,11 @@ async fn kill_loop(kills: usize) {
     assert!(all.len() >= kills * 5, "only {} answers", all.len());
     let file = std::fs::metadata(gateway.directory().path().join("spigate.db")).unwrap().len();
     let rate = u128::try_from(all.len()).unwrap() * 1000 / begun.elapsed().as_millis();
-    println!("{kills} kills in {:.1?}, {} of a process that was just starting", begun.elapsed(), seen.killed_at_start);
+    let at_start = seen.killed_at_start;
+    println!(
+        "{kills} kills of a serving process and {at_start} of one that was just starting in {:.1?}",
+        begun.elapsed()
+    );
     println!("{} found deliveries running, {} at most", seen.interrupted, seen.most_running);
     println!("down for {:?} at most, {:?} on average", seen.longest_down, seen.down / u32::try_from(kills).unwrap());
     println!("{} answers of success, {rate} a second; each asked for again at the end", all.len());

@@ -99,6 +99,25 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// Half of the histories are of one delivery alone, and so go deeper.
+fn history(longest: usize) -> impl Strategy<Value = Vec<Operation>> {
+    (any::<bool>(), prop::collection::vec(operation(), 1..longest)).prop_map(|(alone, mut operations)| {
+        for operation in operations.iter_mut().filter(|_| alone) {
+            match operation {
+                Operation::Claim { what, other_content, .. } => {
+                    *what = What::Create { order: 0, debug: false };
+                    *other_content = false;
+                }
+                Operation::ClaimAgain { back } | Operation::End { back, .. } | Operation::Decide { back, .. } => {
+                    *back = (*back).saturating_sub(3);
+                }
+                Operation::Crash { .. } | Operation::Clock { .. } => {}
+            }
+        }
+        operations
+    })
+}
+
 impl What {
     /// What identifies the delivery, without its cycle.
     fn name(self) -> String {
@@ -497,7 +516,7 @@ impl<S: Subject> History<S> {
             }
             if let Err(sentence) = result {
                 let steps = self.told.join("\n  ");
-                return Err(TestCaseError::fail(format!("{sentence}\n  {steps}\n")));
+                return Err(TestCaseError::fail(format!("after\n  {steps}\n{sentence}\n")));
             }
         }
         Ok(())
@@ -800,8 +819,7 @@ impl<S: Subject> History<S> {
 fn histories<S: Subject>(cases: u32, longest: usize, subject: impl AsyncFn() -> Option<S>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
-    let operations = prop::collection::vec(operation(), 1..longest);
-    let played = TestRunner::new(config).run(&operations, |operations| {
+    let played = TestRunner::new(config).run(&history(longest), |operations| {
         runtime.block_on(async {
             match subject().await {
                 Some(subject) => History::new(subject).play(&operations).await,

@@ -22,7 +22,7 @@ mod contract {
 
 #[test]
 fn postgres_keeps_the_guarantee() {
-    crate::model::a_store_keeps_the_guarantee(30, Postgres::new);
+    crate::model::a_store_keeps_the_guarantee(12, Postgres::new);
 }
 
 /// No test takes so long that a lease ends by itself.

@@ -136,6 +136,7 @@ impl Server {
     }
 
     /// Starts it (again), and comes back when it is up.
+    #[expect(clippy::disallowed_methods, reason = "waits for a program; who must not be held up calls it apart")]
     pub(crate) fn resume(&self) {
         let mut keeper = self.keeper.lock().unwrap();
         assert!(keeper.is_none(), "it runs");
@@ -163,7 +164,6 @@ impl Server {
             if self.try_sql("postgres", "SELECT 1").is_ok() {
                 return;
             }
-            #[allow(clippy::disallowed_methods, reason = "no runtime: the server is started before any test runs")]
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         panic!("it does not come up: {}", fs::read_to_string(self.directory.join("log")).unwrap());

@@ -125,9 +125,7 @@ mod tests {
 
     #[test]
     fn an_error_shows_nothing_of_the_url() {
-        for url in
-            ["postgres://u:geheim?x@h:port/d", "postgres://u:geheim@h:port/d", "postgres://u:geheim@h/d?geheim=1"]
-        {
+        for url in ["postgres://u:geheim@h/d?x", "postgres://u:geheim@h:port/d", "postgres://u:geheim@h/d?geheim=1"] {
             let error = parse(url).err().unwrap();
             assert!(!error.contains("geheim"), "{error}");
         }
