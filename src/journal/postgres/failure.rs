@@ -93,7 +93,8 @@ fn is_parting(error: &DbError) -> bool {
 
 /// Whether another transaction was in the way.
 fn is_race(state: &SqlState) -> bool {
-    *state == SqlState::UNIQUE_VIOLATION || state.code().starts_with("40")
+    // What a row of ours refers to is removed by nobody but another gateway's retention.
+    [SqlState::UNIQUE_VIOLATION, SqlState::FOREIGN_KEY_VIOLATION].contains(state) || state.code().starts_with("40")
 }
 
 /// An error and its causes in one line, without the values that a server's details may hold.
