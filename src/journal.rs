@@ -182,12 +182,12 @@ impl Journal {
         self.vital("claim", self.store.claim(ask)).await
     }
 
-    /// Records the end of an attempt; durable once it comes back.
+    /// Records the end of an attempt; durable once it comes back. Tries it even while the journal is
+    /// known to be down: whoever has time asks its health before.
     ///
     /// # Errors
     /// The journal is down: keep the end and try again.
     pub async fn finish(&self, claim: &RunningClaim, end: &Outgoing) -> Result<(Finished, Entry), Unavailable> {
-        self.health.check()?;
         let ending = match end {
             Outgoing::Confirmed { instance_id, reply } => {
                 Ending::Confirmed { instance_id: instance_id.clone(), reply: self.seal(claim, reply).await? }
@@ -276,7 +276,7 @@ impl Journal {
             let every = self.store.lease().map_or(PROBE_EVERY, |lease| (lease / 3).min(PROBE_EVERY));
             let wait = if self.health.is_well() { every } else { PROBE_AGAIN };
             // A failure is looked into at once: it may have been one delivery's alone.
-            let _ = tokio::time::timeout(wait, self.health.suspicion()).await;
+            let _ = tokio::time::timeout(wait, self.health.failure()).await;
         }
     }
 
@@ -324,11 +324,14 @@ impl Journal {
         result
     }
 
-    /// The same, for what deliveries depend on: whether the journal is down is looked into at once.
+    /// The same, for what deliveries depend on: unless it may be this one's own fault, the journal
+    /// is down for all of them.
     async fn vital<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
         let result = self.timed(operation, answer).await;
-        if result.is_err() {
-            self.health.suspect();
+        if let Err(unavailable) = &result
+            && !unavailable.is_local
+        {
+            self.health.failed(unavailable);
         }
         result
     }

@@ -8,12 +8,12 @@ use super::store::Unavailable;
 /// The journal's health.
 pub struct Health {
     cause: watch::Sender<Option<Unavailable>>,
-    suspected: Notify,
+    failed: Notify,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { cause: watch::Sender::new(None), suspected: Notify::new() }
+        Self { cause: watch::Sender::new(None), failed: Notify::new() }
     }
 }
 
@@ -31,17 +31,12 @@ impl Health {
         self.cause.borrow().is_none()
     }
 
-    /// An operation failed. It may have been one delivery's alone, which must not stop the others:
-    /// a probe tells.
-    pub fn suspect(&self) {
-        self.suspected.notify_one();
-    }
-
-    /// A probe failed.
+    /// An operation failed that deliveries depend on.
     pub fn failed(&self, unavailable: &Unavailable) {
         let begins = self.cause.send_if_modified(|cause| cause.replace(unavailable.clone()).is_none());
         if begins {
             tracing::error!(cause = %unavailable, "the journal is not available: deliveries are answered 503");
+            self.failed.notify_one();
         }
     }
 
@@ -52,9 +47,9 @@ impl Health {
         }
     }
 
-    /// Comes back when an operation has failed since it last did.
-    pub async fn suspicion(&self) {
-        self.suspected.notified().await;
+    /// Comes back when an operation fails after all was well.
+    pub async fn failure(&self) {
+        self.failed.notified().await;
     }
 
     /// Comes back when the journal can be used.

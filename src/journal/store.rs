@@ -21,18 +21,28 @@ pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + S
 
 /// The journal cannot be read or written now: nothing is known to have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unavailable(pub Arc<str>);
+pub struct Unavailable {
+    /// The cause, for the log.
+    pub cause: Arc<str>,
+    /// Whether it may be what was asked for that is at fault, and all else well.
+    pub is_local: bool,
+}
 
 impl Unavailable {
     /// With the cause, for the log.
     pub fn new(cause: impl fmt::Display) -> Self {
-        Self(cause.to_string().into())
+        Self { cause: cause.to_string().into(), is_local: false }
+    }
+
+    /// The same, where it may be one entry's fault: others must not suffer from it.
+    pub fn local(cause: impl fmt::Display) -> Self {
+        Self { is_local: true, ..Self::new(cause) }
     }
 }
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.cause)
     }
 }
 

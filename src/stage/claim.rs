@@ -235,7 +235,11 @@ impl Deliveries {
         let mut told = false;
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.journal.finish(ticket.claim(), &end).await {
+            let recorded = match self.journal.health().check() {
+                Ok(()) => self.journal.finish(ticket.claim(), &end).await,
+                Err(down) => Err(down),
+            };
+            match recorded {
                 Ok((finished, entry)) => return self.finished(finished, &entry, delivery, contract).await,
                 Err(cause) => {
                     if !told {
@@ -436,7 +440,7 @@ fn refusal(entry: &Entry) -> Delivery {
 }
 
 fn unavailable(cause: &Unavailable) -> Rejection {
-    Rejection::JournalUnavailable { cause: Arc::clone(&cause.0) }
+    Rejection::JournalUnavailable { cause: Arc::clone(&cause.cause) }
 }
 
 fn in_progress() -> Delivery {

@@ -33,6 +33,8 @@ struct Seen {
     /// Whether this gateway's lease lasts for long enough.
     leased: bool,
     lapsed: bool,
+    /// Whether an alias led to what is known.
+    aliased: bool,
     known: Option<Stored>,
 }
 
@@ -61,7 +63,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
         let version = seen.known.as_ref().map_or(0, |stored| stored.version);
         let awaited = seen.known.as_ref().is_some_and(|stored| stored.awaited);
         let row = seen.known.as_ref().map(|stored| stored.id);
-        let (claimed, change) =
+        let (claimed, mut change) =
             match machine::claim(seen.known.map(|stored| stored.entry), seen.lapsed, &ask, key, cycle) {
                 Step::Decided(claimed, change) => (claimed, change),
                 Step::NextCycle => {
@@ -73,7 +75,18 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
                     }
                 }
             };
+        if seen.aliased {
+            change.alias = None;
+        }
         if !change.entry {
+            if let (Some(alias), Some(row)) = (&change.alias, row) {
+                match shared.database.run(write::alias(alias, row), deadline).await {
+                    Ok(rows) if !rows.is_empty() => {}
+                    // It was answered by now, or led to by another copy: that decides.
+                    Ok(_) | Err(Failure::Race(_) | Failure::Unknown(_)) => continue,
+                    Err(failure) => return Err(failure.into()),
+                }
+            }
             if claimed.decision == Decision::Join && !awaited && !wait_for(shared, row, version, deadline).await {
                 continue;
             }
@@ -93,7 +106,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
                 return Ok(claimed);
             }
             Ok(_) | Err(Failure::Race(_)) => doubtful = written.and_then(Doubtful::not_written),
-            Err(Failure::Unwritten(cause)) => {
+            Err(Failure::Unwritten(cause) | Failure::Unreadable(cause)) => {
                 // What an earlier write has left open is followed up when it is dropped.
                 let _earlier = written.and_then(Doubtful::not_written);
                 return Err(Unavailable::new(cause));
@@ -116,19 +129,28 @@ async fn cycle(shared: &Shared, ask: &Ask, deadline: Instant) -> Result<u32, Fai
     rows.first().map_or(Ok(0), |row| rows::count(row, "cycle"))
 }
 
-/// The entry at `key`, or the latest unanswered one with the same lookalike.
+/// The entry at `key`, or the one that it is an alias of, or the latest unanswered one with the same
+/// lookalike.
 async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -> Result<Seen, Failure> {
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, EXISTS (SELECT 1 FROM spigate_gateways WHERE id = ");
     sql.bind(text(&shared.gateway)).push(" AND lease_until > clock_timestamp() + interval '1 second' * ");
     sql.bind(shared.lease.as_secs_f64() / 2.0).push(") AS leased, ");
     push_lapsed(&mut sql, &shared.gateway);
-    sql.push(&format!(", {} FROM (SELECT 1) AS one LEFT JOIN spigate_deliveries AS d ON ", rows::ENTRY));
+    match &ask.lookalike {
+        None => sql.push(", false"),
+        Some(_) => {
+            sql.push(", EXISTS (SELECT 1 FROM spigate_aliases WHERE key = ").bind(key.as_bytes().to_vec()).push(")")
+        }
+    };
+    sql.push(&format!(" AS aliased, {} FROM (SELECT 1) AS one LEFT JOIN spigate_deliveries AS d ON ", rows::ENTRY));
+    let bytes = key.as_bytes().to_vec();
     match &ask.lookalike {
         None => {
-            sql.push("d.key = ").bind(key.as_bytes().to_vec());
+            sql.push("d.key = ").bind(bytes);
         }
         Some(lookalike) => {
-            sql.push("d.id = coalesce((SELECT id FROM spigate_deliveries WHERE key = ").bind(key.as_bytes().to_vec());
+            sql.push("d.id = coalesce((SELECT id FROM spigate_deliveries WHERE key = ").bind(bytes.clone());
+            sql.push("), (SELECT delivery FROM spigate_aliases WHERE key = ").bind(bytes);
             sql.push("), (SELECT id FROM spigate_deliveries WHERE lookalike = ").bind(lookalike.as_bytes().to_vec());
             sql.push(" AND answered_at IS NULL ORDER BY id DESC LIMIT 1))");
         }
@@ -139,6 +161,7 @@ async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -
         now: get(row, "now")?,
         leased: get(row, "leased")?,
         lapsed: get::<Option<bool>>(row, "lapsed")?.unwrap_or(false),
+        aliased: get(row, "aliased")?,
         known: rows::stored(row)?,
     })
 }

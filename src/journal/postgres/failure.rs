@@ -20,6 +20,8 @@ pub(super) enum Failure {
     Race(String),
     /// Nothing was written.
     Unwritten(String),
+    /// Nothing was written, because of what one entry holds.
+    Unreadable(String),
     /// The connection broke or the time was up: it may have been written.
     Unknown(String),
 }
@@ -28,6 +30,7 @@ impl From<Failure> for Unavailable {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Race(cause) | Failure::Unwritten(cause) | Failure::Unknown(cause) => Self::new(cause),
+            Failure::Unreadable(cause) => Self::local(cause),
         }
     }
 }
@@ -93,7 +96,8 @@ fn is_parting(error: &DbError) -> bool {
 
 /// Whether another transaction was in the way.
 fn is_race(state: &SqlState) -> bool {
-    *state == SqlState::UNIQUE_VIOLATION || state.code().starts_with("40")
+    // What a row of ours refers to is removed by nobody but another gateway's retention.
+    [SqlState::UNIQUE_VIOLATION, SqlState::FOREIGN_KEY_VIOLATION].contains(state) || state.code().starts_with("40")
 }
 
 /// An error and its causes in one line, without the values that a server's details may hold.

@@ -220,5 +220,5 @@ pub(super) fn count(row: &Row, name: &'static str) -> Result<u32, Failure> {
 
 /// A value that this version does not write: the table was changed by hand.
 fn unknown(name: &str) -> Failure {
-    Failure::Unwritten(format!("the column {name} of a table of the journal holds a value that is not known"))
+    Failure::Unreadable(format!("the column {name} of a table of the journal holds a value that is not known"))
 }

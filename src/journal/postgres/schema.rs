@@ -88,6 +88,12 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (delivery, number)
     );
 
+    CREATE TABLE spigate_aliases (
+        key bytea PRIMARY KEY,
+        delivery bigint NOT NULL REFERENCES spigate_deliveries (id) ON DELETE CASCADE
+    );
+    CREATE INDEX spigate_aliases_delivery ON spigate_aliases (delivery);
+
     CREATE TABLE spigate_instances (
         hash bytea PRIMARY KEY,
         app text NOT NULL,

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::rows::{self, FIXED, WRITTEN, bind_attempt, bind_entry};
 use super::statement::{Statement, text};
 use crate::journal::entry::Entry;
-use crate::journal::key::Origin;
+use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{Change, CycleChange};
 
 /// What an entry is written on.
@@ -55,6 +55,10 @@ pub(super) fn write(entry: &Entry, base: &Base<'_>, change: &Change) -> Statemen
         bind_attempt(&mut sql, attempt);
         sql.push(&format!(" FROM entry ON CONFLICT (delivery, number) DO UPDATE SET {})", updates.join(", ")));
     }
+    if let Some(alias) = &change.alias {
+        sql.push(", alias AS (INSERT INTO spigate_aliases (key, delivery) SELECT ").bind(alias.as_bytes().to_vec());
+        sql.push(", entry.id FROM entry ON CONFLICT (key) DO NOTHING)");
+    }
     if let Some(instance) = &change.instance {
         put_instance(&mut sql, &entry.app, instance, entry);
     }
@@ -95,6 +99,17 @@ fn put_instance(sql: &mut Statement, app: &str, instance: &str, entry: &Entry) {
     sql.push(" FROM entry WHERE NOT EXISTS (SELECT 1 FROM spigate_instances WHERE hash = ");
     sql.bind(instance_hash(app, instance)).push(" AND origin = ").bind(entry.origin.as_bytes().to_vec());
     sql.push("))");
+}
+
+/// Makes a key lead to a delivery for good, if it still is unanswered: locked until this is
+/// committed, so that a copy to the byte that finds it answered finds the alias too. Returns a row
+/// if it did.
+pub(super) fn alias(key: &DeliveryKey, delivery: i64) -> Statement {
+    let mut sql = Statement::new("INSERT INTO spigate_aliases (key, delivery) SELECT ");
+    sql.bind(key.as_bytes().to_vec());
+    sql.push(", d.id FROM (SELECT id FROM spigate_deliveries WHERE answered_at IS NULL AND id = ").bind(delivery);
+    sql.push(" FOR SHARE) AS d ON CONFLICT (key) DO NOTHING RETURNING delivery");
+    sql
 }
 
 /// Whether an instance belongs to another order than that of the delivery called `d` or, without

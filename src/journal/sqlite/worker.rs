@@ -93,7 +93,7 @@ impl Worker {
     pub(super) fn reader(connection: Connection) -> Result<Self, String> {
         Self::spawn("journal-read", move |queue| {
             while let Ok(mut job) = queue.recv() {
-                let result = run(&mut job, &connection).map_err(Unavailable::new);
+                let result = run(&mut job, &connection).map_err(unavailable);
                 job.conclude(result);
             }
         })
@@ -153,11 +153,11 @@ fn write(connection: &Connection, batch: &mut Vec<Box<dyn Job>>) {
         Err(error) if batch.len() > 1 && !is_about_the_disk(&error) => {
             for job in batch.drain(..) {
                 let mut alone = vec![job];
-                let result = together(connection, &mut alone).map_err(Unavailable::new);
+                let result = together(connection, &mut alone).map_err(unavailable);
                 conclude(&mut alone, &result);
             }
         }
-        result => conclude(batch, &result.map_err(Unavailable::new)),
+        result => conclude(batch, &result.map_err(unavailable)),
     }
 }
 
@@ -188,6 +188,10 @@ fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Re
         let _ = connection.execute_batch("ROLLBACK");
     }
     done.map(drop)
+}
+
+fn unavailable(error: rusqlite::Error) -> Unavailable {
+    if is_about_the_disk(&error) { Unavailable::new(error) } else { Unavailable::local(error) }
 }
 
 /// Whether every other job would fail the same way. What is damaged may be one page, and others

@@ -31,8 +31,11 @@ struct Fragile {
     store: MemoryStore,
     broken: AtomicBool,
     hangs: AtomicBool,
-    /// Only removing what is old hangs.
+    /// What is asked for cannot be read, and all else can.
+    unreadable: AtomicBool,
+    /// Only removing what is old hangs, or fails.
     prune_hangs: AtomicBool,
+    prune_fails: AtomicBool,
     /// Each end takes this many milliseconds to record.
     slowness: AtomicUsize,
     probes: AtomicUsize,
@@ -56,6 +59,9 @@ impl Fragile {
 
 impl store::Deliveries for Fragile {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Err(Unavailable::local("not a state: \"runing\""))));
+        }
         self.unless_broken(move || self.store.claim(ask))
     }
     fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
@@ -97,6 +103,9 @@ impl store::Archive for Fragile {
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
         if self.prune_hangs.load(Ordering::SeqCst) {
             return Box::pin(std::future::pending());
+        }
+        if self.prune_fails.load(Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Err(Unavailable::new("too slow"))));
         }
         self.store.prune(retention)
     }
@@ -419,18 +428,22 @@ async fn removing_what_is_old_does_not_hold_up_the_lease() {
     assert!(bench.store.probes.load(Ordering::SeqCst) >= 19);
 }
 
+/// An entry that cannot be read, and old ones that cannot be removed, are no reason to refuse others.
 #[tokio::test(start_paused = true)]
-async fn one_operation_that_fails_stops_no_other() {
+async fn what_fails_for_itself_stops_no_delivery() {
     let bench = Bench::new();
     let journal = Arc::clone(bench.deliveries.journal());
-    bench.store.broken.store(true, Ordering::SeqCst);
+    bench.store.prune_fails.store(true, Ordering::SeqCst);
+    tokio::spawn(Arc::clone(&journal).keep());
+    bench.store.unreadable.store(true, Ordering::SeqCst);
     let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
     assert!(matches!(refused.answer, Err(Rejection::JournalUnavailable { .. })));
-    bench.store.broken.store(false, Ordering::SeqCst);
+    bench.store.unreadable.store(false, Ordering::SeqCst);
     assert!(journal.health().is_well());
-    let attempt = |_| async { confirmed() };
-    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
-    assert_eq!(delivery.outcome, Outcome::Delivered);
+    sleep(Duration::from_secs(1)).await;
+    let text = String::from_utf8(bench.deliveries.metrics.render().unwrap()).unwrap();
+    assert!(text.contains(r#"spigate_journal_errors_total{operation="prune"} 1"#), "{text}");
+    assert!(journal.health().is_well());
 }
 
 #[tokio::test(start_paused = true)]

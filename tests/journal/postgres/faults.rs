@@ -82,7 +82,7 @@ async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// As the gateway does it: until it is recorded.
 async fn finish(gateway: &Gateway, end: End) {
     let end = Arc::new(end);
-    while let Err(Unavailable(_)) = gateway.store.finish(Arc::clone(&end)).await {
+    while let Err(Unavailable { .. }) = gateway.store.finish(Arc::clone(&end)).await {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -86,6 +86,33 @@ async fn lookalikes_at_one_moment_are_one_delivery() {
     }
 }
 
+/// What a copy was told stays true for its like to the byte, also at another gateway, and for as
+/// long as the delivery is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_was_one_delivery_stays_so_at_every_gateway() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let copy = |signature: &str| Ask {
+        base: key(&["signature", signature]),
+        order_id: None,
+        lookalike: Some(lookalike(&["i-1"])),
+        fingerprint: content(&["i-1"]),
+        ..one.renew("", "i-1")
+    };
+    let first = one.forward(copy("1")).await;
+    assert_eq!(other.claim(copy("2")).await.decision, Decision::Join);
+    one.finish(first.end(one.carried_out())).await;
+    one.store.answered(first.key(), START).await.unwrap();
+    for gateway in [&one, &other] {
+        let replayed = gateway.claim(copy("2")).await;
+        assert_eq!((replayed.decision, replayed.entry.key), (Decision::Replay, first.key()));
+    }
+    assert_eq!(bench.sql("SELECT count(*) FROM spigate_aliases"), "1");
+    bench.sql("DELETE FROM spigate_deliveries");
+    assert_eq!(bench.sql("SELECT count(*) FROM spigate_aliases"), "0");
+    assert_eq!(other.forward(copy("2")).await.entry.latest.number, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renewals_and_expiries_at_one_moment_agree_on_the_cycle() {
     let Some(mut bench) = Postgres::new().await else { return };
