@@ -257,9 +257,16 @@ impl Journal {
     /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,
     /// removes what is too old.
     pub async fn keep(self: Arc<Self>) {
-        // Side by side: a lease that ran out while old deliveries are removed would have others
-        // forward what still runs here.
-        tokio::join!(self.watch(), self.sweep());
+        loop {
+            // Side by side: a lease that ran out while old deliveries are removed would have others
+            // forward what still runs here.
+            let kept = async { tokio::join!(self.watch(), self.sweep()) };
+            if std::panic::AssertUnwindSafe(kept).catch_unwind().await.is_err() {
+                // A bug must cost neither the lease nor the way back to health.
+                self.metrics.panics.inc();
+            }
+            tokio::time::sleep(PROBE_AGAIN).await;
+        }
     }
 
     /// Tries the journal again and again, and with it keeps the lease.

@@ -196,7 +196,10 @@ fn connect(path: &Path) -> Result<Connection, MigrationError> {
     connection.set_prepared_statement_cache_capacity(64);
     // Another application's file must be left as it is, and the next step would change it.
     schema::recognize(&connection)?;
-    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(MigrationError::NoLog);
+    }
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
          PRAGMA journal_size_limit = 16777216; PRAGMA trusted_schema = OFF;",
@@ -221,6 +224,12 @@ fn explain(path: &Path, error: MigrationError) -> String {
             return format!(
                 "{path}: is a database, but not a journal of spigate; set journal.url to another file, and leave this \
                  one to its owner"
+            );
+        }
+        MigrationError::NoLog => {
+            return format!(
+                "{path}: lies on a file system that cannot share memory, as SQLite's write-ahead log needs; use a \
+                 local disk"
             );
         }
         MigrationError::Older => {

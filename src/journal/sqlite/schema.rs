@@ -122,6 +122,8 @@ pub(super) enum MigrationError {
     Sqlite(rusqlite::Error),
     /// The file belongs to something else.
     Foreign,
+    /// There can be no write-ahead log where it lies.
+    NoLog,
     /// An older spigate wrote it, and it is not ours to change.
     Older,
     /// A newer spigate wrote it.
