@@ -155,7 +155,10 @@ impl Deliveries {
             notice_extras(ask, &claimed.entry);
         }
         let told = match claimed {
-            Err(cause) => Told::Answer(Delivery::rejected(unavailable(&cause))),
+            Err(cause) => {
+                self.count(ask, "rejected");
+                Told::Answer(Delivery::rejected(unavailable(&cause)))
+            }
             Ok(claimed) => match claimed.decision {
                 Decision::Forward => {
                     return self.run(claimed.entry, order, attempt, tell, unheard).await;

@@ -1,8 +1,10 @@
 //! Entries and attempts as rows.
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
-use rusqlite::{Connection, OptionalExtension as _, Params, Row, named_params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
 
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
@@ -22,6 +24,59 @@ macro_rules! entry_columns {
 /// The columns of an attempt, in the order of [`attempt_of`]; the first is the delivery.
 const ATTEMPT_COLUMNS: &str =
     "delivery, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance";
+
+/// The columns of an entry that change, in the order in which [`put_entry`] gives them.
+const CHANGING: [&str; 22] = [
+    "number",
+    "gateway",
+    "claim",
+    "request_id",
+    "began_at",
+    "ended_at",
+    "outcome",
+    "code",
+    "rule",
+    "detail",
+    "named_instance",
+    "changed_at",
+    "state",
+    "doubt",
+    "confirmed_at",
+    "made_instance",
+    "data_key",
+    "reply",
+    "answered_at",
+    "decision",
+    "decided_at",
+    "message",
+];
+/// Those that stay, in its order, too.
+const FIXED: [&str; 13] = [
+    "key",
+    "origin",
+    "lookalike",
+    "fingerprint",
+    "extras",
+    "app",
+    "action",
+    "debug",
+    "cycle",
+    "order_id",
+    "instance_id",
+    "user_id",
+    "received_at",
+];
+
+// By position: SQLite looks names up one by one.
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let columns = [&CHANGING[..], &FIXED[..]].concat();
+    let places = (1..=columns.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
+    format!("INSERT INTO deliveries ({}) VALUES ({})", columns.join(", "), places.join(", "))
+});
+static UPDATE: LazyLock<String> = LazyLock::new(|| {
+    let places = CHANGING.iter().zip(1..).map(|(column, place)| format!("{column} = ?{place}")).collect::<Vec<_>>();
+    format!("UPDATE deliveries SET {} WHERE id = ?{}", places.join(", "), CHANGING.len() + 1)
+});
 
 /// An entry and its row's number.
 pub(super) type Numbered = (i64, Entry);
@@ -90,66 +145,50 @@ pub(super) fn running(connection: &Connection) -> rusqlite::Result<Vec<Numbered>
 /// Writes an entry; `row` is its row's number if it has one. Says which it has.
 pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry) -> rusqlite::Result<i64> {
     let Attempt { number, claimant, request_id, began_at, ended_at, ended } = &entry.latest;
-    let changing = named_params! {
-        ":number": number,
-        ":gateway": claimant.gateway,
-        ":claim": claimant.number,
-        ":request_id": request_id,
-        ":began_at": began_at.as_millisecond(),
-        ":ended_at": ended_at.map(Timestamp::as_millisecond),
-        ":outcome": ended.as_ref().map(|ended| ended.outcome.as_str()),
-        ":code": ended.as_ref().and_then(|ended| ended.code.as_deref()),
-        ":rule": ended.as_ref().and_then(|ended| ended.rule.as_deref()),
-        ":detail": ended.as_ref().and_then(|ended| ended.detail.as_deref()),
-        ":named_instance": ended.as_ref().and_then(|ended| ended.instance_id.as_deref()),
-        ":changed_at": entry.changed_at.as_millisecond(),
-        ":state": entry.state.as_str(),
-        ":doubt": entry.doubt,
-        ":confirmed_at": entry.confirmation.as_ref().map(|confirmation| confirmation.at.as_millisecond()),
-        ":made_instance": entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref()),
-        ":data_key": entry.reply.as_ref().map(|reply| reply.data_key),
-        ":reply": entry.reply.as_ref().map(|reply| reply.bytes.as_slice()),
-        ":answered_at": entry.answered_at.map(Timestamp::as_millisecond),
-        ":decision": entry.decision.as_ref().map(|decision| decision.what.as_str()),
-        ":decided_at": entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
-        ":message": entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
-    };
+    let changing = params![
+        number,
+        claimant.gateway,
+        claimant.number,
+        request_id,
+        began_at.as_millisecond(),
+        ended_at.map(Timestamp::as_millisecond),
+        ended.as_ref().map(|ended| ended.outcome.as_str()),
+        ended.as_ref().and_then(|ended| ended.code.as_deref()),
+        ended.as_ref().and_then(|ended| ended.rule.as_deref()),
+        ended.as_ref().and_then(|ended| ended.detail.as_deref()),
+        ended.as_ref().and_then(|ended| ended.instance_id.as_deref()),
+        entry.changed_at.as_millisecond(),
+        entry.state.as_str(),
+        entry.doubt,
+        entry.confirmation.as_ref().map(|confirmation| confirmation.at.as_millisecond()),
+        entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref()),
+        entry.reply.as_ref().map(|reply| reply.data_key),
+        entry.reply.as_ref().map(|reply| reply.bytes.as_slice()),
+        entry.answered_at.map(Timestamp::as_millisecond),
+        entry.decision.as_ref().map(|decision| decision.what.as_str()),
+        entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
+        entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
+    ];
     if let Some(row) = row {
-        let sql = "UPDATE deliveries SET number = :number, gateway = :gateway, claim = :claim, \
-                   request_id = :request_id, began_at = :began_at, ended_at = :ended_at, outcome = :outcome, \
-                   code = :code, rule = :rule, detail = :detail, named_instance = :named_instance, \
-                   changed_at = :changed_at, state = :state, doubt = :doubt, confirmed_at = :confirmed_at, \
-                   made_instance = :made_instance, data_key = :data_key, reply = :reply, \
-                   answered_at = :answered_at, decision = :decision, decided_at = :decided_at, message = :message \
-                   WHERE id = :id";
-        let id: &[(&str, &dyn rusqlite::ToSql)] = named_params! { ":id": row };
-        connection.prepare_cached(sql)?.execute(&*[changing, id].concat())?;
+        connection.prepare_cached(&UPDATE)?.execute(&*[changing, params![row]].concat())?;
         return Ok(row);
     }
-    let fixed: &[(&str, &dyn rusqlite::ToSql)] = named_params! {
-        ":key": entry.key.as_bytes(),
-        ":origin": entry.origin.as_bytes(),
-        ":lookalike": entry.lookalike.as_ref().map(Lookalike::as_bytes),
-        ":fingerprint": entry.fingerprint.as_bytes(),
-        ":extras": entry.extras.as_bytes(),
-        ":app": entry.app,
-        ":action": entry.action,
-        ":debug": entry.debug,
-        ":cycle": entry.cycle,
-        ":order_id": entry.order_id,
-        ":instance_id": entry.instance_id,
-        ":user_id": entry.user_id,
-        ":received_at": entry.received_at.as_millisecond(),
-    };
-    let sql = "INSERT INTO deliveries (number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, \
-               detail, named_instance, changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, \
-               answered_at, decision, decided_at, message, key, origin, lookalike, fingerprint, extras, app, action, debug, \
-               cycle, order_id, instance_id, user_id, received_at) VALUES (:number, :gateway, :claim, :request_id, \
-               :began_at, :ended_at, :outcome, :code, :rule, :detail, :named_instance, :changed_at, :state, :doubt, \
-               :confirmed_at, :made_instance, :data_key, :reply, :answered_at, :decision, :decided_at, :message, \
-               :key, :origin, :lookalike, :fingerprint, :extras, :app, :action, :debug, :cycle, :order_id, :instance_id, \
-               :user_id, :received_at)";
-    connection.prepare_cached(sql)?.execute(&*[changing, fixed].concat())?;
+    let fixed = params![
+        entry.key.as_bytes(),
+        entry.origin.as_bytes(),
+        entry.lookalike.as_ref().map(Lookalike::as_bytes),
+        entry.fingerprint.as_bytes(),
+        entry.extras.as_bytes(),
+        entry.app,
+        entry.action,
+        entry.debug,
+        entry.cycle,
+        entry.order_id,
+        entry.instance_id,
+        entry.user_id,
+        entry.received_at.as_millisecond(),
+    ];
+    connection.prepare_cached(&INSERT)?.execute(&*[changing, fixed].concat())?;
     Ok(connection.last_insert_rowid())
 }
 
