@@ -3,7 +3,9 @@
 //! Every decision is read, taken by `machine.rs`, and written by one statement that compares and
 //! swaps; a statement is a transaction, and none is left open between two. Whether a process
 //! still lives is told by a lease, one row for each; leases and everything else that gateways
-//! must agree on go by the server's clock.
+//! must agree on go by the server's clock. After an outage of the server all leases have ended,
+//! although all processes live: so a gateway takes another one for gone only when it has held its
+//! own lease for as long as one lasts, without a gap.
 //!
 //! - `target.rs`: the server that the URL names; `failure.rs`: what its errors mean
 //! - `schema.rs`: the tables; `rows.rs`: entries as rows; `statement.rs`: how one is put together
@@ -49,6 +51,11 @@ use super::store::{
     Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
 use crate::config::scalar::Secret;
+
+/// The part of a lease that has to be left when it is renewed, for it to be held without a gap. It
+/// is renewed when two thirds are left: an outage that lets another gateway's lease end, whenever
+/// that one was renewed last, leaves this one's with less than this.
+const STILL_IN_TIME: f64 = 0.5;
 
 /// See the module.
 pub struct PostgresStore {
@@ -104,7 +111,9 @@ impl Drop for PostgresStore {
 }
 
 impl Shared {
-    /// Takes or keeps the lease of this process.
+    /// Takes or keeps the lease of this process. Whoever keeps it in good time has held it since it
+    /// was taken; whoever does so late was itself cut off for longer than another one's lease may
+    /// have lasted, and begins anew.
     async fn keep_lease(&self, deadline: Instant) -> Result<(), Failure> {
         match self.database.run(self.lease_statement(), deadline).await {
             // Whoever else does it does the same.
@@ -114,11 +123,14 @@ impl Shared {
     }
 
     fn lease_statement(&self) -> Statement {
-        let mut sql = Statement::new("INSERT INTO spigate_gateways (id, lease_until) VALUES (");
-        sql.bind(text(&self.gateway))
-            .push(", clock_timestamp() + interval '1 second' * ")
-            .bind(self.lease.as_secs_f64());
-        sql.push(") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until");
+        let lease = self.lease.as_secs_f64();
+        let mut sql = Statement::new("INSERT INTO spigate_gateways AS g (id, since, lease_until) VALUES (");
+        sql.bind(text(&self.gateway)).push(", clock_timestamp(), clock_timestamp() + interval '1 second' * ");
+        sql.bind(lease).push(
+            ") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, since = CASE WHEN g.lease_until > \
+             clock_timestamp() + interval '1 second' * ",
+        );
+        sql.bind(lease * STILL_IN_TIME).push(" THEN g.since ELSE excluded.since END");
         sql
     }
 

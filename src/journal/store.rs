@@ -52,7 +52,7 @@ pub trait Deliveries: Send + Sync {
     /// be durable.
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()>;
 
-    /// Reads an entry. A running attempt whose process has lost its lease is read as lost
+    /// Reads an entry. A running attempt that a claim would take for lost is read as lost
     /// ([`super::machine::lose`]); reading records nothing.
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>>;
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::claim::push_lapsed;
+use super::claim::{Judge, push_lapsed};
 use super::database::STATEMENT;
 use super::failure::Failure;
 use super::finish;
@@ -31,10 +31,10 @@ fn as_it_stands(mut entry: Entry, lapsed: bool, now: Timestamp) -> Entry {
     entry
 }
 
-/// Reads an entry.
+/// Reads an entry, for those who wait in this gateway.
 pub(super) async fn look(shared: &Arc<Shared>, key: &DeliveryKey) -> Result<Option<Entry>, Unavailable> {
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.key = ", rows::ENTRY));
     sql.bind(key.as_bytes().to_vec());
     let rows = shared.database.read(sql, Instant::now() + STATEMENT).await?;
@@ -57,7 +57,7 @@ pub(super) async fn list(
     while found.len() < limit {
         let deadline = Instant::now() + STATEMENT;
         let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
-        push_lapsed(&mut sql, &shared.gateway);
+        push_lapsed(&mut sql, shared, Judge::Visitor);
         sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.id < ", rows::ENTRY)).bind(before);
         push_conditions(&mut sql, filter, keys.clone());
         sql.push(" ORDER BY d.id DESC LIMIT ").bind(PAGE);
@@ -189,7 +189,7 @@ pub(super) async fn counts(shared: &Arc<Shared>) -> Result<Vec<Counts>, Unavaila
              UNION ALL
              SELECT app, 1, 0 FROM (SELECT d.app, ",
     );
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(
         " FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed
          ) AS parts GROUP BY app ORDER BY app",
@@ -262,7 +262,7 @@ async fn remove(shared: &Arc<Shared>, statement: Statement) -> Result<usize, Fai
 async fn lose_lapsed(shared: &Arc<Shared>, batch: i64) -> Result<(), Failure> {
     let deadline = Instant::now() + STATEMENT;
     let mut sql = Statement::new("SELECT key FROM (SELECT d.id, d.key, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(" FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed ORDER BY id LIMIT ");
     sql.bind(batch);
     for row in &shared.database.read(sql, deadline).await? {

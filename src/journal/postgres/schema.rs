@@ -114,7 +114,8 @@ const STEPS: &[&str] = &["
 
     CREATE TABLE spigate_gateways (
         id text PRIMARY KEY,
-        lease_until timestamptz NOT NULL
+        lease_until timestamptz NOT NULL,
+        since timestamptz NOT NULL
     );
 
     CREATE TABLE spigate_data_keys (
