@@ -230,12 +230,12 @@ impl Keys for PostgresStore {
         Box::pin(keys::data_keys(&self.shared))
     }
 
-    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
-        Box::pin(async move { keys::add(&self.shared, &app, wraps, now).await })
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, i64> {
+        Box::pin(async move { keys::add(&self.shared, &app, wraps).await })
     }
 
-    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
-        Box::pin(keys::put(&self.shared, data_key, wraps, now))
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, ()> {
+        Box::pin(keys::put(&self.shared, data_key, wraps))
     }
 }
 

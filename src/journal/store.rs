@@ -192,6 +192,9 @@ pub struct Counts {
 /// What is too old.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
+    /// The time that the limits were made from; a store with a clock of its own goes by how long
+    /// before this they are.
+    pub now: Timestamp,
     /// Replies recorded before this are removed; what they said of success stays.
     pub replies_before: Timestamp,
     /// Deliveries (and instances, cycles) that last changed before this are removed.

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
+use spigate::config::journal::{JournalConfig, Location};
 use spigate::journal::entry::{Ask, AttemptOutcome, LEASE_LOST, State};
 use spigate::journal::machine::{Decision, Finished};
-use spigate::journal::store::{Filter, Retention, Which};
+use spigate::journal::retention::retention;
+use spigate::journal::store::{Filter, Pruned, Retention, Which, Wrap};
 use tokio::sync::Barrier;
 
 use super::{LEASE, Postgres};
@@ -13,7 +16,13 @@ use crate::postgres_server::{EVERYBODY, Server};
 use crate::sample::{Call, START, content, key, lookalike, unconfirmed};
 
 /// What is pruned if nothing is too old.
-const NOTHING: Retention = Retention { replies_before: START, history_before: START, wraps_before: START, batch: 100 };
+const NOTHING: Retention = Retention {
+    now: START,
+    replies_before: Timestamp::UNIX_EPOCH,
+    history_before: Timestamp::UNIX_EPOCH,
+    wraps_before: Timestamp::UNIX_EPOCH,
+    batch: 100,
+};
 
 /// Claims at once from every gateway; what each was told.
 async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decision, Call)> {
@@ -407,4 +416,52 @@ async fn the_clock_of_a_gateway_changes_nothing() {
         let later = wrong + jiff::SignedDuration::from_hours(2);
         assert_eq!(other.claim(Ask { now: later, ..other.expire(&order) }).await.decision, Decision::Replay);
     }
+}
+
+/// One gateway whose clock is wrong must not remove what belongs to all, nor keep it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_old_is_so_by_the_clock_of_the_server() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateway = bench.open().await;
+    let days = |days: i64| SignedDuration::from_hours(24 * days);
+    let config = JournalConfig {
+        location: Location::Memory,
+        lease: LEASE,
+        encryption_key: None,
+        retain_replies: days(30),
+        retain_history: days(400),
+        lifecycle_replay: days(1),
+    };
+    let wrap = |name: &str| Wrap { wrapper: name.into(), bytes: name.into() };
+    let now = spigate::clock::now();
+    let (behind, ahead) = (now - days(500), now + days(500));
+    let call = gateway.forward(Ask { now: ahead, ..gateway.create("o-1") }).await;
+    let (_, entry) = gateway.finish(call.end_at(gateway.confirmed("i-1"), ahead)).await;
+    let key = gateway.store.add_data_key("crm".into(), vec![wrap("a")], ahead).await.unwrap();
+    gateway.store.put_wraps(key, vec![wrap("b")], behind).await.unwrap();
+    let wraps = async || {
+        let keys = gateway.store.data_keys().await.unwrap();
+        keys.into_iter().find(|known| known.id == key).unwrap().wraps
+    };
+    for wrong in [behind, ahead] {
+        assert_eq!(gateway.store.prune(retention(&config, wrong)).await.unwrap(), Pruned::default());
+        assert_eq!(gateway.look(entry.key).await, entry);
+        assert_eq!(wraps().await.len(), 2);
+    }
+    let age = |column: &str, days: u32| format!("{column} = {column} - interval '{days} days'");
+    let age_delivery = |days| {
+        let (received, changed) = (age("received_at", days), age("changed_at", days));
+        bench.sql(&format!("UPDATE spigate_deliveries SET {received}, {changed}"))
+    };
+    bench.sql(&format!("UPDATE spigate_wraps SET {} WHERE wrapper = 'a'", age("touched_at", 3)));
+    age_delivery(31);
+    let pruned = gateway.store.prune(retention(&config, behind)).await.unwrap();
+    assert_eq!(pruned, Pruned { replies: 1, ..Pruned::default() });
+    assert_eq!(wraps().await, [wrap("b")]);
+    age_delivery(370);
+    let pruned = gateway.store.prune(retention(&config, ahead)).await.unwrap();
+    assert_eq!(pruned, Pruned { deliveries: 1, ..Pruned::default() });
+    // The longest that can be configured.
+    let config = JournalConfig { retain_replies: SignedDuration::MAX, retain_history: SignedDuration::MAX, ..config };
+    gateway.store.prune(retention(&config, now)).await.unwrap();
 }
