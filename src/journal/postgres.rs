@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 pub use self::failure::OpenError;
 
-use self::database::{Database, STATEMENT};
+use self::database::{Database, STATEMENT, Tables};
 use self::failure::Failure;
 use self::listen::Waiting;
 use self::rows::Stored;
@@ -80,7 +80,20 @@ impl PostgresStore {
     /// # Errors
     /// What is wrong with the URL; never a part of it.
     pub fn new(url: &Secret, gateway: String, lease: Duration) -> Result<Self, String> {
-        let database = Database::new(Target::parse(url)?)?;
+        Self::over(url, Tables::Made, gateway, lease)
+    }
+
+    /// Prepares a store for somebody who looks at it beside its gateways, and changes no tables.
+    ///
+    /// # Errors
+    /// What is wrong with the URL; never a part of it.
+    pub fn visit(url: &Secret) -> Result<Self, String> {
+        // Not a name that a gateway gives itself, and no lease: a visitor claims nothing.
+        Self::over(url, Tables::Expected, "visitor".to_owned(), Duration::ZERO)
+    }
+
+    fn over(url: &Secret, tables: Tables, gateway: String, lease: Duration) -> Result<Self, String> {
+        let database = Database::new(Target::parse(url)?, tables)?;
         let shared = Shared { database, gateway, lease, waiting: Arc::default(), given_up: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
     }

@@ -29,8 +29,18 @@ const STUCK: Duration = Duration::from_secs(10);
 /// Each holds one statement at a time, which takes a millisecond or two.
 const CONNECTIONS: usize = 16;
 
+/// What becomes of tables that are missing or of an older version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tables {
+    /// They are made, or brought up to date.
+    Made,
+    /// They are somebody else's to make.
+    Expected,
+}
+
 /// See the module.
 pub(super) struct Database {
+    tables: Tables,
     target: Target,
     pool: Pool,
     /// Whether the tables were there and current when they were last looked at.
@@ -39,7 +49,7 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(target: Target) -> Result<Self, String> {
+    pub(super) fn new(target: Target, tables: Tables) -> Result<Self, String> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(target.config.clone(), target.tls.clone(), recycling);
         let pool = Pool::builder(manager)
@@ -50,7 +60,7 @@ impl Database {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { target, pool, current: Arc::default(), opening: Mutex::default() })
+        Ok(Self { tables, target, pool, current: Arc::default(), opening: Mutex::default() })
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -60,7 +70,10 @@ impl Database {
     /// A connection of its own to a database whose tables are current.
     pub(super) async fn open(&self) -> Result<Client, OpenError> {
         let (mut client, _) = self.target.connect().await?;
-        schema::migrate(&mut client).await?;
+        match self.tables {
+            Tables::Made => schema::migrate(&mut client).await?,
+            Tables::Expected => schema::check(&client).await?,
+        }
         self.current.store(true, Ordering::Release);
         Ok(client)
     }

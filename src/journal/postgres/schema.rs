@@ -162,6 +162,21 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
     Ok(transaction.commit().await?)
 }
 
+/// Whether the tables are there and of this version. Changes nothing: the gateways that serve from
+/// them may be of another one.
+pub(super) async fn check(client: &Client) -> Result<(), OpenError> {
+    let found = match version(client).await {
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+            return Err(OpenError::Refused("there is no such journal: no gateway has made its tables yet".into()));
+        }
+        found => found?,
+    };
+    if missing(found)?.is_empty() {
+        return Ok(());
+    }
+    Err(OpenError::Refused("is of an older schema; start the gateway once with this version of spigate".into()))
+}
+
 /// The steps that a database of this version lacks.
 fn missing(version: usize) -> Result<&'static [&'static str], OpenError> {
     STEPS.get(version..).ok_or_else(|| {
