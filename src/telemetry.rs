@@ -5,8 +5,9 @@ use std::io;
 use std::panic;
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{FilterFn, LevelFilter};
 use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::LogConfig;
 use crate::config::raw::{LogFormat, LogLevel};
@@ -14,6 +15,9 @@ use crate::config::raw::{LogFormat, LogLevel};
 /// Lines that wait for a slow standard output; further ones are dropped rather than kept in
 /// memory or waited for.
 const BUFFERED_LINES: usize = 8_192;
+/// Who warns of every connection to the journal that broke; that the journal cannot be used, and
+/// why, is told once and by ourselves.
+const POOL: &str = "deadpool";
 
 /// Keeps the writer alive; flushes when it is dropped.
 pub struct Telemetry {
@@ -34,13 +38,16 @@ pub fn init(config: &LogConfig) -> Telemetry {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let builder = fmt().with_max_level(level).with_writer(out.clone());
+    let ours = FilterFn::new(|event| !event.target().starts_with(POOL)).with_max_level_hint(level);
     // A second call in one process (tests) keeps the first subscriber.
     let _ = match config.format {
         LogFormat::Json => {
-            tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_target(false).finish())
+            let lines = builder.json().flatten_event(true).with_target(false).finish();
+            tracing::subscriber::set_global_default(lines.with(ours))
         }
         LogFormat::Text => {
-            tracing::subscriber::set_global_default(builder.with_ansi(false).with_target(false).finish())
+            let lines = builder.with_ansi(false).with_target(false).finish();
+            tracing::subscriber::set_global_default(lines.with(ours))
         }
     };
     panic::set_hook(Box::new(|panic| {

@@ -1,9 +1,10 @@
 //! `[journal]`: where deliveries are remembered, under which key, and for how long.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::raw::RawJournal;
 use super::scalar::Secret;
@@ -89,7 +90,7 @@ impl Validator<'_> {
             return Location::Sqlite(self.base.join(path).components().collect());
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let url = Secret::new(url);
+            let url = Secret::new(with_roots_in(self.base, url));
             if let Err(problem) = check_postgres(&url) {
                 self.problem("journal.url", &problem);
             }
@@ -98,6 +99,22 @@ impl Validator<'_> {
         self.problem("journal.url", "must begin with sqlite: or postgres://, or be memory:");
         Location::Memory
     }
+}
+
+/// The URL of a server with the file of its `sslrootcert` in `base`, where it is named from there.
+fn with_roots_in(base: &Path, url: &str) -> String {
+    let Some((server, options)) = url.split_once('?') else { return url.to_owned() };
+    let options = options.split('&').map(|option| {
+        let file = option.strip_prefix("sslrootcert=").filter(|file| !file.is_empty() && *file != "system");
+        // One that is not UTF-8 is refused later, with all else that can be wrong.
+        let Some(Ok(file)) = file.map(|file| percent_decode_str(file).decode_utf8()) else { return option.into() };
+        let file = base.join(&*file);
+        match file.to_str() {
+            Some(file) => format!("sslrootcert={}", utf8_percent_encode(file, NON_ALPHANUMERIC)),
+            None => option.to_owned(),
+        }
+    });
+    format!("{server}?{}", options.collect::<Vec<_>>().join("&"))
 }
 
 /// What is wrong with a URL; never a part of it.
@@ -113,8 +130,6 @@ fn check_postgres(_: &Secret) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::config::source::Sources;
     use crate::config::{self, Config};
@@ -145,6 +160,28 @@ mod tests {
         assert!(matches!(load("").unwrap().journal.location, Location::Sqlite(_)));
         #[cfg(feature = "postgres")]
         assert!(matches!(location("postgres://u:hush@db/x"), Location::Postgres(_)));
+    }
+
+    #[test]
+    fn the_authority_of_a_server_is_named_from_the_configurations_directory() {
+        let base = Path::new("/etc/spigate");
+        for (url, expected) in [
+            ("postgres://u@db/x", "postgres://u@db/x"),
+            ("postgres://u@db/x?sslmode=require", "postgres://u@db/x?sslmode=require"),
+            ("postgres://u@db/x?sslrootcert=system", "postgres://u@db/x?sslrootcert=system"),
+            (
+                "postgres://u:a%26b@db/x?sslrootcert=my%20ca.pem&sslmode=require",
+                "postgres://u:a%26b@db/x?sslrootcert=%2Fetc%2Fspigate%2Fmy%20ca%2Epem&sslmode=require",
+            ),
+            ("postgres://u@db/x?sslrootcert=/ca.pem", "postgres://u@db/x?sslrootcert=%2Fca%2Epem"),
+        ] {
+            assert_eq!(with_roots_in(base, url), expected);
+        }
+        #[cfg(feature = "postgres")]
+        assert!(
+            load("url = \"postgres://u:hush@db/x?sslrootcert=./no%20ca.pem\"").unwrap_err()[0]
+                .contains("sslrootcert /etc/spigate/./no ca.pem cannot be read")
+        );
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! Every decision is read, taken by `machine.rs`, and written by one statement that compares and
 //! swaps; a statement is a transaction, and none is left open between two. Whether a process
 //! still lives is told by a lease, one row for each; leases and everything else that gateways
-//! must agree on go by the server's clock.
+//! must agree on go by the server's clock. After an outage of the server all leases have ended,
+//! although all processes live: so a gateway takes another one for gone only when it has held its
+//! own lease for as long as one lasts, without a gap.
 //!
 //! - `target.rs`: the server that the URL names; `failure.rs`: what its errors mean
 //! - `schema.rs`: the tables; `rows.rs`: entries as rows; `statement.rs`: how one is put together
@@ -36,7 +38,7 @@ use tokio::time::Instant;
 
 pub use self::failure::OpenError;
 
-use self::database::{Database, STATEMENT};
+use self::database::{Database, STATEMENT, Tables};
 use self::failure::Failure;
 use self::listen::Waiting;
 use self::rows::Stored;
@@ -49,6 +51,11 @@ use super::store::{
     Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
 use crate::config::scalar::Secret;
+
+/// The part of a lease that has to be left when it is renewed, for it to be held without a gap. It
+/// is renewed when two thirds are left: an outage that lets another gateway's lease end, whenever
+/// that one was renewed last, leaves this one's with less than this.
+const STILL_IN_TIME: f64 = 0.5;
 
 /// See the module.
 pub struct PostgresStore {
@@ -73,7 +80,20 @@ impl PostgresStore {
     /// # Errors
     /// What is wrong with the URL; never a part of it.
     pub fn new(url: &Secret, gateway: String, lease: Duration) -> Result<Self, String> {
-        let database = Database::new(Target::parse(url)?)?;
+        Self::over(url, Tables::Made, gateway, lease)
+    }
+
+    /// Prepares a store for somebody who looks at it beside its gateways, and changes no tables.
+    ///
+    /// # Errors
+    /// What is wrong with the URL; never a part of it.
+    pub fn visit(url: &Secret) -> Result<Self, String> {
+        // Not a name that a gateway gives itself, and no lease: a visitor claims nothing.
+        Self::over(url, Tables::Expected, "visitor".to_owned(), Duration::ZERO)
+    }
+
+    fn over(url: &Secret, tables: Tables, gateway: String, lease: Duration) -> Result<Self, String> {
+        let database = Database::new(Target::parse(url)?, tables)?;
         let shared = Shared { database, gateway, lease, waiting: Arc::default(), given_up: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
     }
@@ -104,7 +124,9 @@ impl Drop for PostgresStore {
 }
 
 impl Shared {
-    /// Takes or keeps the lease of this process.
+    /// Takes or keeps the lease of this process. Whoever keeps it in good time has held it since it
+    /// was taken; whoever does so late was itself cut off for longer than another one's lease may
+    /// have lasted, and begins anew.
     async fn keep_lease(&self, deadline: Instant) -> Result<(), Failure> {
         match self.database.run_reserved(self.lease_statement(), deadline).await {
             // Whoever else does it does the same.
@@ -114,11 +136,14 @@ impl Shared {
     }
 
     fn lease_statement(&self) -> Statement {
-        let mut sql = Statement::new("INSERT INTO spigate_gateways (id, lease_until) VALUES (");
-        sql.bind(text(&self.gateway))
-            .push(", clock_timestamp() + interval '1 second' * ")
-            .bind(self.lease.as_secs_f64());
-        sql.push(") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until");
+        let lease = self.lease.as_secs_f64();
+        let mut sql = Statement::new("INSERT INTO spigate_gateways AS g (id, since, lease_until) VALUES (");
+        sql.bind(text(&self.gateway)).push(", clock_timestamp(), clock_timestamp() + interval '1 second' * ");
+        sql.bind(lease).push(
+            ") ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, since = CASE WHEN g.lease_until > \
+             clock_timestamp() + interval '1 second' * ",
+        );
+        sql.bind(lease * STILL_IN_TIME).push(" THEN g.since ELSE excluded.since END");
         sql
     }
 
@@ -218,12 +243,12 @@ impl Keys for PostgresStore {
         Box::pin(keys::data_keys(&self.shared))
     }
 
-    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
-        Box::pin(async move { keys::add(&self.shared, &app, wraps, now).await })
+    fn add_data_key(&self, app: String, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, i64> {
+        Box::pin(async move { keys::add(&self.shared, &app, wraps).await })
     }
 
-    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
-        Box::pin(keys::put(&self.shared, data_key, wraps, now))
+    fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, ()> {
+        Box::pin(keys::put(&self.shared, data_key, wraps))
     }
 }
 

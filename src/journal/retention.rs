@@ -15,6 +15,7 @@ const WRAPS_UNUSED_FOR: SignedDuration = SignedDuration::from_hours(48);
 pub fn retention(config: &JournalConfig, now: Timestamp) -> Retention {
     let before = |age: SignedDuration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
     Retention {
+        now,
         replies_before: before(config.retain_replies),
         history_before: before(config.retain_history),
         // A key that leaked and was replaced must soon open nothing any more.

@@ -62,7 +62,7 @@ pub trait Deliveries: Send + Sync {
     /// be durable.
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()>;
 
-    /// Reads an entry. A running attempt whose process has lost its lease is read as lost
+    /// Reads an entry. A running attempt that a claim would take for lost is read as lost
     /// ([`super::machine::lose`]); reading records nothing.
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>>;
 
@@ -202,6 +202,9 @@ pub struct Counts {
 /// What is too old.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
+    /// The time that the limits were made from; a store with a clock of its own goes by how long
+    /// before this they are.
+    pub now: Timestamp,
     /// Replies recorded before this are removed; what they said of success stays.
     pub replies_before: Timestamp,
     /// Deliveries (and instances, cycles) that last changed before this are removed.

@@ -18,7 +18,7 @@ pub fn open_for_visit(config: &JournalConfig) -> Result<Arc<dyn Store>, String> 
         Location::Sqlite(path) => Ok(Arc::new(SqliteStore::visit(path)?)),
         #[cfg(feature = "postgres")]
         Location::Postgres(url) => {
-            let store = super::postgres::PostgresStore::new(url, "visitor".to_owned(), config.lease);
+            let store = super::postgres::PostgresStore::visit(url);
             Ok(Arc::new(store.map_err(|error| format!("journal.url: {error}"))?))
         }
         #[cfg(not(feature = "postgres"))]

@@ -1,4 +1,4 @@
-//! kill -9 at any moment, again and again, over one journal file: what was answered with success
+//! kill -9 at any moment, again and again, over one journal: what was answered with success
 //! stays answered, and no order is sent on behind the journal's back (`design.md`, "Delivery
 //! guarantee").
 //!
@@ -15,6 +15,9 @@ mod gateway {
 
 mod ledger;
 mod platform;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +31,14 @@ use platform::{Kept, Platform};
 const KILLS: usize = 25;
 /// Processes that are killed while they make a journal.
 const HALF_MADE: usize = 15;
-/// Longest life of a process until it is killed.
+/// Kills over a server, where each lets others wait for a lease.
+#[cfg(feature = "postgres")]
+const SERVER_KILLS: usize = 6;
+/// Longest life of a process until it is killed, in milliseconds.
 const LONGEST_LIFE: u64 = 500;
+/// The same over a server: long enough to take over what the one before it had running.
+#[cfg(feature = "postgres")]
+const LONGEST_SERVER_LIFE: u64 = 5_000;
 /// How many of the latest answers are asked for again after each start, and how many of all.
 const LATEST: usize = 40;
 const ANY: usize = 16;
@@ -42,7 +51,29 @@ const BACKEND: &str = "connect_timeout = \"300ms\"\nanswer_within = \"300ms\"\nt
 async fn what_was_answered_survives_being_killed_between_any_two_steps() {
     let kills = std::env::var_os("SPIGATE_KILLS").map_or(KILLS, |kills| kills.to_str().unwrap().parse().unwrap());
     let bound = Duration::from_secs(60) + Duration::from_secs(3) * u32::try_from(kills).unwrap();
-    tokio::time::timeout(bound, kill_loop(kills)).await.unwrap_or_else(|_| panic!("not done within {bound:?}"));
+    let setup = |backend: &Backend| Setup::new(backend).backend(BACKEND);
+    let looped = kill_loop(kills, LONGEST_LIFE, setup, assert_done);
+    tokio::time::timeout(bound, looped).await.unwrap_or_else(|_| panic!("not done within {bound:?}"));
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_survives_kills_over_a_server_too() {
+    let Some(server) = postgres_server::Server::shared() else { return };
+    let database = server.database();
+    let journal = format!("[journal]\nurl = \"{}\"\nlease = \"1s\"\n", server.url(&database));
+    let setup = |backend: &Backend| Setup::new(backend).top(&journal).backend(BACKEND);
+    let done = |_: &Gateway, all: &[Kept]| {
+        let sql = "SELECT action || ' ' || order_id FROM spigate_deliveries WHERE state = 'done' AND order_id <> ''";
+        let known = server.sql(&database, sql);
+        let known: std::collections::HashSet<_> = known.lines().collect();
+        for kept in all {
+            let Some(order) = kept.order_id() else { continue };
+            assert!(known.contains(format!("{} {order}", kept.action()).as_str()), "{order}");
+        }
+    };
+    let looped = kill_loop(SERVER_KILLS, LONGEST_SERVER_LIFE, setup, done);
+    tokio::time::timeout(Duration::from_secs(180), looped).await.expect("the end of the loop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,12 +97,17 @@ async fn a_journal_that_was_only_half_made_is_made_whole() {
     }
 }
 
-async fn kill_loop(kills: usize) {
+async fn kill_loop(
+    kills: usize,
+    longest_life: u64,
+    setup: impl FnOnce(&Backend) -> Setup,
+    assert_done: impl FnOnce(&Gateway, &[Kept]),
+) {
     let begun = Instant::now();
     let ledger = Ledger::default();
     let asked = ledger.clone();
     let backend = Backend::start(move |request| perform(&asked.called(request))).await;
-    let mut gateway = Setup::new(&backend).backend(BACKEND).start().await;
+    let mut gateway = setup(&backend).start().await;
     let platform = Platform::new(ledger.clone());
     let mut seen = Seen::default();
     platform.work();
@@ -79,7 +115,7 @@ async fn kill_loop(kills: usize) {
     for number in 1..=kills {
         platform.reach(Some(gateway.listen));
         platform.ask_again(&ledger.sample(LATEST, ANY));
-        tokio::time::sleep(Duration::from_millis(random(LONGEST_LIFE))).await;
+        tokio::time::sleep(Duration::from_millis(random(longest_life))).await;
         gateway.kill();
         platform.reach(None);
         // All that it sent has come; what it said is not needed any more.
@@ -112,7 +148,6 @@ async fn kill_loop(kills: usize) {
     assert_done(&gateway, &all);
     // A run in which nothing happened shows nothing.
     assert!(all.len() >= kills * 5, "only {} answers", all.len());
-    let file = std::fs::metadata(gateway.directory().path().join("spigate.db")).unwrap().len();
     let rate = u128::try_from(all.len()).unwrap() * 1000 / begun.elapsed().as_millis();
     let at_start = seen.killed_at_start;
     println!(
@@ -123,7 +158,9 @@ async fn kill_loop(kills: usize) {
     println!("down for {:?} at most, {:?} on average", seen.longest_down, seen.down / u32::try_from(kills).unwrap());
     println!("{} answers of success, {rate} a second; each asked for again at the end", all.len());
     println!("{ledger}");
-    println!("{} KiB of journal", file / 1024);
+    if let Ok(file) = std::fs::metadata(gateway.directory().path().join("spigate.db")) {
+        println!("{} KiB of journal", file.len() / 1024);
+    }
 }
 
 /// The next process calls the backend at a path of its own, so that the calls of one that is

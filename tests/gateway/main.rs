@@ -22,6 +22,11 @@ mod journal_file;
 mod load;
 mod observability;
 mod outcomes;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres.rs"]
+mod postgres_server;
 mod prometheus;
 mod query;
 mod restart;

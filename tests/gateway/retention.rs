@@ -94,8 +94,9 @@ async fn the_file_stops_growing_where_as_much_is_removed_as_comes() {
         }
         orders.join_all().await;
         backend.forget();
-        let end = now() + SignedDuration::from_secs(1);
-        let all = Retention { replies_before: end, history_before: end, wraps_before: Timestamp::MIN, batch: 500 };
+        let now = now();
+        let end = now + SignedDuration::from_secs(1);
+        let all = Retention { now, replies_before: end, history_before: end, wraps_before: Timestamp::MIN, batch: 500 };
         let pruned = visitor.prune(all).await.unwrap();
         assert_eq!(pruned.deliveries, ORDERS);
         sizes.push(["", "-wal"].map(|ending| size(&format!("{}{ending}", file.display()))).iter().sum::<u64>());

@@ -1013,7 +1013,8 @@ pub(crate) async fn counts_what_waits<B: Bench>(mut bench: B) {
 /// Before everything here, and after everything here, by any clock.
 const PAST: Timestamp = Timestamp::constant(0, 0);
 const FUTURE: Timestamp = Timestamp::constant(7_258_118_400, 0);
-const NOTHING: Retention = Retention { replies_before: PAST, history_before: PAST, wraps_before: PAST, batch: 100 };
+const NOTHING: Retention =
+    Retention { now: START, replies_before: PAST, history_before: PAST, wraps_before: PAST, batch: 100 };
 
 pub(crate) async fn old_replies_are_removed<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
@@ -1107,7 +1108,7 @@ pub(crate) async fn running_ones_are_never_removed<B: Bench>(mut bench: B) {
     let refused = gateway.forward(gateway.create("o-1")).await;
     gateway.finish(refused.end(gateway.refused())).await;
     let call = gateway.forward(gateway.create("o-1")).await;
-    let all = Retention { replies_before: FUTURE, history_before: FUTURE, wraps_before: FUTURE, batch: 100 };
+    let all = Retention { replies_before: FUTURE, history_before: FUTURE, wraps_before: FUTURE, ..NOTHING };
     gateway.store.prune(all).await.unwrap();
     assert_eq!(gateway.look(call.key()).await, call.entry);
     assert_eq!(gateway.record(call.key()).await.history.len(), 1);

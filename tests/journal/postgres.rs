@@ -60,6 +60,11 @@ impl Postgres {
         self.server.sql(&self.database, statements)
     }
 
+    /// What happens if a gateway has held its lease for long: it can tell who is gone.
+    fn settle(&self, gateway: &str) {
+        self.sql(&format!("UPDATE spigate_gateways SET since = since - interval '1 day' WHERE id = '{gateway}'"));
+    }
+
     /// What happens if a gateway does not renew its lease.
     fn end_lease(&self, gateway: &str) {
         self.sql(&format!(
@@ -77,6 +82,7 @@ impl Bench for Postgres {
         let name = name();
         let store = self.store(&name);
         store.open().await.unwrap();
+        self.settle(&name);
         Gateway::new(name, Arc::new(store)).await
     }
 

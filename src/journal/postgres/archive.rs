@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::claim::push_lapsed;
+use super::claim::{Judge, push_lapsed};
 use super::database::STATEMENT;
 use super::failure::Failure;
 use super::finish;
@@ -20,6 +20,8 @@ use crate::journal::store::{Counts, Filter, Pruned, Record, Retention, Unavailab
 
 /// Rows that are looked through in one go.
 const PAGE: i64 = 500;
+/// Nothing is as old as this, and the server can hold a time that is.
+const OLDEST: SignedDuration = SignedDuration::from_hours(1_000 * 366 * 24);
 /// The hexadecimal digits of a key's first half, which is the `Idempotency-Key`.
 const ID_DIGITS: usize = 32;
 
@@ -31,10 +33,10 @@ fn as_it_stands(mut entry: Entry, lapsed: bool, now: Timestamp) -> Entry {
     entry
 }
 
-/// Reads an entry.
+/// Reads an entry, for those who wait in this gateway.
 pub(super) async fn look(shared: &Arc<Shared>, key: &DeliveryKey) -> Result<Option<Entry>, Unavailable> {
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.key = ", rows::ENTRY));
     sql.bind(key.as_bytes().to_vec());
     let rows = shared.database.read(sql, Instant::now() + STATEMENT).await?;
@@ -57,7 +59,7 @@ pub(super) async fn list(
     while found.len() < limit {
         let deadline = Instant::now() + STATEMENT;
         let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
-        push_lapsed(&mut sql, &shared.gateway);
+        push_lapsed(&mut sql, shared, Judge::Visitor);
         sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.id < ", rows::ENTRY)).bind(before);
         push_conditions(&mut sql, filter, keys.clone());
         sql.push(" ORDER BY d.id DESC LIMIT ").bind(PAGE);
@@ -189,7 +191,7 @@ pub(super) async fn counts(shared: &Arc<Shared>) -> Result<Vec<Counts>, Unavaila
              UNION ALL
              SELECT app, 1, 0 FROM (SELECT d.app, ",
     );
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(
         " FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed
          ) AS parts GROUP BY app ORDER BY app",
@@ -201,10 +203,10 @@ pub(super) async fn counts(shared: &Arc<Shared>) -> Result<Vec<Counts>, Unavaila
     Ok(counts.collect::<Result<_, Failure>>()?)
 }
 
-/// Removes a batch of what is too old, and records what gateways that are gone have lost.
+/// Removes a batch of what is too old by the server's clock, and records what gateways that are gone have lost.
 pub(super) async fn prune(shared: &Arc<Shared>, retention: &Retention) -> Result<Pruned, Unavailable> {
     let batch = i64::try_from(retention.batch).unwrap_or(i64::MAX);
-    let history = storable(retention.history_before);
+    let before = |sql: &mut Statement, limit: Timestamp| push_before(sql, retention.now, limit);
     lose_lapsed(shared, batch).await?;
     // Whatever another one does to a row while it is waited for is judged again by the outer
     // conditions. Nothing changes before it is received, which is what the index is of.
@@ -212,40 +214,56 @@ pub(super) async fn prune(shared: &Arc<Shared>, retention: &Retention) -> Result
         "UPDATE spigate_deliveries SET reply = NULL, data_key = NULL, version = version + 1
          WHERE reply IS NOT NULL AND state <> 'running' AND changed_at < ",
     );
-    let replies_before = storable(retention.replies_before);
-    sql.bind(replies_before).push(
+    before(&mut sql, retention.replies_before);
+    sql.push(
         " AND id IN (SELECT id FROM spigate_deliveries WHERE reply IS NOT NULL AND state <> 'running' AND received_at < ",
     );
-    sql.bind(replies_before).push(" AND changed_at < ").bind(replies_before);
+    before(&mut sql, retention.replies_before);
+    sql.push(" AND changed_at < ");
+    before(&mut sql, retention.replies_before);
     sql.push(" ORDER BY received_at LIMIT ").bind(batch).push(") RETURNING id");
     let replies = remove(shared, sql).await?;
 
     let mut sql = Statement::new("DELETE FROM spigate_deliveries WHERE state <> 'running' AND changed_at < ");
-    sql.bind(history).push(" AND id IN (SELECT id FROM spigate_deliveries WHERE state <> 'running' AND received_at < ");
-    sql.bind(history).push(" AND changed_at < ").bind(history);
+    before(&mut sql, retention.history_before);
+    sql.push(" AND id IN (SELECT id FROM spigate_deliveries WHERE state <> 'running' AND received_at < ");
+    before(&mut sql, retention.history_before);
+    sql.push(" AND changed_at < ");
+    before(&mut sql, retention.history_before);
     sql.push(" ORDER BY received_at LIMIT ").bind(batch).push(") RETURNING id");
     let deliveries = remove(shared, sql).await?;
 
     let mut instances = 0;
     for table in ["spigate_instances", "spigate_cycles"] {
         let mut sql = Statement::new(format!("DELETE FROM {table} WHERE touched_at < "));
-        sql.bind(history).push(&format!(" AND hash IN (SELECT hash FROM {table} WHERE touched_at < ")).bind(history);
+        before(&mut sql, retention.history_before);
+        sql.push(&format!(" AND hash IN (SELECT hash FROM {table} WHERE touched_at < "));
+        before(&mut sql, retention.history_before);
         sql.push(" ORDER BY touched_at LIMIT ").bind(batch).push(") RETURNING hash");
         instances += remove(shared, sql).await?;
     }
 
-    let wraps = storable(retention.wraps_before);
     let mut sql = Statement::new("DELETE FROM spigate_wraps AS w WHERE w.touched_at < ");
-    sql.bind(wraps).push(
+    before(&mut sql, retention.wraps_before);
+    sql.push(
         " AND EXISTS (SELECT 1 FROM spigate_wraps AS later WHERE later.data_key = w.data_key AND later.touched_at >= ",
     );
-    sql.bind(wraps).push(") RETURNING data_key");
+    before(&mut sql, retention.wraps_before);
+    sql.push(") RETURNING data_key");
     remove(shared, sql).await?;
     // Long after its end a lease says no more than none does.
     let gateways =
         "DELETE FROM spigate_gateways WHERE lease_until < clock_timestamp() - interval '1 hour' RETURNING id";
     remove(shared, Statement::new(gateways)).await?;
     Ok(Pruned { replies, deliveries, instances })
+}
+
+/// A limit of somebody whose clock says `now`, by the server's clock: one gateway whose clock is
+/// wrong must not remove what belongs to all. The time of the statement, because that of the moment
+/// is no condition that an index could help with.
+fn push_before(sql: &mut Statement, now: Timestamp, limit: Timestamp) {
+    let age = now.duration_since(limit).min(OLDEST);
+    sql.push("now() - interval '1 second' * ").bind(age.as_secs_f64());
 }
 
 async fn remove(shared: &Arc<Shared>, statement: Statement) -> Result<usize, Failure> {
@@ -262,7 +280,7 @@ async fn remove(shared: &Arc<Shared>, statement: Statement) -> Result<usize, Fai
 async fn lose_lapsed(shared: &Arc<Shared>, batch: i64) -> Result<(), Failure> {
     let deadline = Instant::now() + STATEMENT;
     let mut sql = Statement::new("SELECT key FROM (SELECT d.id, d.key, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(" FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed ORDER BY id LIMIT ");
     sql.bind(batch);
     for row in &shared.database.read(sql, deadline).await? {

@@ -135,7 +135,7 @@ async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, EXISTS (SELECT 1 FROM spigate_gateways WHERE id = ");
     sql.bind(text(&shared.gateway)).push(" AND lease_until > clock_timestamp() + interval '1 second' * ");
     sql.bind(shared.lease.as_secs_f64() / 2.0).push(") AS leased, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, Judge::Gateway);
     match &ask.lookalike {
         None => sql.push(", false"),
         Some(_) => {
@@ -166,14 +166,30 @@ async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -
     })
 }
 
+/// On whose behalf it is asked whether a gateway is gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// On that of another gateway, which acts on it. One that has just started, or that was cut off
+    /// itself, cannot tell a gateway that is gone from one that has not come back yet.
+    Gateway,
+    /// On that of somebody from outside, who has no lease.
+    Visitor,
+}
+
 /// Whether the gateway that made the latest attempt of `d` has lost its lease. Not this one: it
 /// lives, and knows of its own attempts.
-pub(super) fn push_lapsed(sql: &mut Statement, gateway: &str) {
-    sql.push("(d.state = 'running' AND d.gateway <> ").bind(text(gateway));
+pub(super) fn push_lapsed(sql: &mut Statement, shared: &Shared, judge: Judge) {
+    sql.push("(d.state = 'running' AND d.gateway <> ").bind(text(&shared.gateway));
     sql.push(
         " AND NOT EXISTS (SELECT 1 FROM spigate_gateways AS g WHERE g.id = d.gateway AND g.lease_until > \
-         clock_timestamp())) AS lapsed",
+         clock_timestamp())",
     );
+    if judge == Judge::Gateway {
+        sql.push(" AND EXISTS (SELECT 1 FROM spigate_gateways AS g WHERE g.id = ").bind(text(&shared.gateway));
+        sql.push(" AND g.lease_until > clock_timestamp() AND g.since + interval '1 second' * ");
+        sql.bind(shared.lease.as_secs_f64()).push(" <= clock_timestamp())");
+    }
+    sql.push(") AS lapsed");
 }
 
 /// Asks to be notified of the end of the attempt that runs; `false` if it has ended.

@@ -31,8 +31,18 @@ const CONNECTIONS: usize = 16;
 /// One for the lease, and one for when that is stuck.
 const RESERVED: usize = 2;
 
+/// What becomes of tables that are missing or of an older version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tables {
+    /// They are made, or brought up to date.
+    Made,
+    /// They are somebody else's to make.
+    Expected,
+}
+
 /// See the module.
 pub(super) struct Database {
+    tables: Tables,
     target: Target,
     pool: Pool,
     /// For the lease alone: it is kept although everything else waits for a lock on the server.
@@ -43,9 +53,9 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(target: Target) -> Result<Self, String> {
+    pub(super) fn new(target: Target, tables: Tables) -> Result<Self, String> {
         let (pool, reserved) = (pool(&target, CONNECTIONS)?, pool(&target, RESERVED)?);
-        Ok(Self { target, pool, reserved, current: Arc::default(), opening: Mutex::default() })
+        Ok(Self { tables, target, pool, reserved, current: Arc::default(), opening: Mutex::default() })
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -55,7 +65,10 @@ impl Database {
     /// A connection of its own to a database whose tables are current.
     pub(super) async fn open(&self) -> Result<Client, OpenError> {
         let (mut client, _) = self.target.connect().await?;
-        schema::migrate(&mut client).await?;
+        match self.tables {
+            Tables::Made => schema::migrate(&mut client).await?,
+            Tables::Expected => schema::check(&client).await?,
+        }
         self.current.store(true, Ordering::Release);
         Ok(client)
     }

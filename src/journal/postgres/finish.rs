@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::claim::push_lapsed;
+use super::claim::{Judge, push_lapsed};
 use super::database::{SETTLE, STATEMENT};
 use super::failure::Failure;
 use super::rows::{self, Stored, get};
@@ -38,7 +38,7 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
             }
             _ => None,
         };
-        let seen = see(shared, &end.key, claimed, deadline).await?;
+        let seen = see(shared, &end.key, claimed, Judge::Gateway, deadline).await?;
         let earlier = match &seen.known {
             Some(stored) if stored.entry.latest.number != end.attempt => {
                 earlier(shared, stored.id, end.attempt, deadline).await?
@@ -84,7 +84,7 @@ pub(super) async fn resolve(
             Resolution::Done { instance_id: Some(id), .. } => Some((id.as_str(), entry.app.as_str(), &entry.origin)),
             _ => None,
         };
-        let seen = see(shared, key, claimed, deadline).await?;
+        let seen = see(shared, key, claimed, Judge::Visitor, deadline).await?;
         let Some(stored) = seen.known else { return Ok(None) };
         if in_doubt.as_ref() == Some(&stored.entry) {
             return Ok(Some(Ok(stored.entry)));
@@ -113,7 +113,7 @@ pub(super) async fn lose(
     code: &str,
     deadline: Instant,
 ) -> Result<bool, Failure> {
-    let seen = see(shared, key, None, deadline).await?;
+    let seen = see(shared, key, None, Judge::Gateway, deadline).await?;
     let Some(Stored { mut entry, version, .. }) = seen.known.filter(|_| seen.lapsed) else { return Ok(false) };
     machine::lose(&mut entry, code, seen.now);
     put(shared, &entry, version, &Change { entry: true, ..Change::default() }, deadline).await
@@ -142,6 +142,7 @@ async fn see(
     shared: &Arc<Shared>,
     key: &DeliveryKey,
     claimed: Option<(&str, &str, &Origin)>,
+    judge: Judge,
     deadline: Instant,
 ) -> Result<Seen, Failure> {
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
@@ -152,7 +153,7 @@ async fn see(
         }
     }
     sql.push(" AS taken, ");
-    push_lapsed(&mut sql, &shared.gateway);
+    push_lapsed(&mut sql, shared, judge);
     sql.push(&format!(", {} FROM (SELECT 1) AS one LEFT JOIN spigate_deliveries AS d ON d.key = ", rows::ENTRY));
     sql.bind(key.as_bytes().to_vec());
     let rows = shared.database.read(sql, deadline).await?;

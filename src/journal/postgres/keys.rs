@@ -1,6 +1,5 @@
 //! The data keys that seal replies.
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -29,10 +28,10 @@ pub(super) async fn data_keys(shared: &Shared) -> Result<Vec<DataKey>, Unavailab
 }
 
 /// Adds a data key; its number.
-pub(super) async fn add(shared: &Shared, app: &str, wraps: Vec<Wrap>, now: Timestamp) -> Result<i64, Unavailable> {
+pub(super) async fn add(shared: &Shared, app: &str, wraps: Vec<Wrap>) -> Result<i64, Unavailable> {
     let mut sql = Statement::new("WITH added AS (INSERT INTO spigate_data_keys (app) VALUES (");
     sql.bind(text(app)).push(") RETURNING id), ");
-    push_wraps(&mut sql, "added", wraps, now);
+    push_wraps(&mut sql, "added", wraps);
     sql.push(" SELECT id FROM added");
     let rows = shared.database.run(sql, Instant::now() + STATEMENT).await?;
     let row = rows.first().ok_or_else(|| Unavailable::new("the server answered without a row"))?;
@@ -40,10 +39,10 @@ pub(super) async fn add(shared: &Shared, app: &str, wraps: Vec<Wrap>, now: Times
 }
 
 /// Adds wraps, or says that these are still in use.
-pub(super) async fn put(shared: &Shared, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Result<(), Unavailable> {
+pub(super) async fn put(shared: &Shared, data_key: i64, wraps: Vec<Wrap>) -> Result<(), Unavailable> {
     let mut sql = Statement::new("WITH known AS (SELECT id FROM spigate_data_keys WHERE id = ");
     sql.bind(data_key).push("), ");
-    push_wraps(&mut sql, "known", wraps, now);
+    push_wraps(&mut sql, "known", wraps);
     sql.push(" SELECT id FROM known");
     match shared.database.run(sql, Instant::now() + STATEMENT).await {
         // Several gateways put the same at their start.
@@ -52,7 +51,7 @@ pub(super) async fn put(shared: &Shared, data_key: i64, wraps: Vec<Wrap>, now: T
     }
 }
 
-fn push_wraps(sql: &mut Statement, key: &str, wraps: Vec<Wrap>, now: Timestamp) {
+fn push_wraps(sql: &mut Statement, key: &str, wraps: Vec<Wrap>) {
     // A row cannot be written twice by one statement.
     let mut once = Vec::<Wrap>::with_capacity(wraps.len());
     for wrap in wraps {
@@ -63,7 +62,7 @@ fn push_wraps(sql: &mut Statement, key: &str, wraps: Vec<Wrap>, now: Timestamp) 
     sql.push(&format!(
         "put AS (INSERT INTO spigate_wraps (data_key, wrapper, bytes, touched_at) SELECT {key}.id, w.wrapper, w.bytes, "
     ));
-    sql.bind(now).push(&format!(" FROM {key}, unnest(")).bind(wrappers).push(", ").bind(bytes);
+    sql.push(&format!("clock_timestamp() FROM {key}, unnest(")).bind(wrappers).push(", ").bind(bytes);
     sql.push(
         ") AS w (wrapper, bytes) ON CONFLICT (data_key, wrapper) DO UPDATE SET bytes = excluded.bytes, \
          touched_at = excluded.touched_at)",

@@ -114,7 +114,8 @@ const STEPS: &[&str] = &["
 
     CREATE TABLE spigate_gateways (
         id text PRIMARY KEY,
-        lease_until timestamptz NOT NULL
+        lease_until timestamptz NOT NULL,
+        since timestamptz NOT NULL
     );
 
     CREATE TABLE spigate_data_keys (
@@ -159,6 +160,21 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
         ))
         .await?;
     Ok(transaction.commit().await?)
+}
+
+/// Whether the tables are there and of this version. Changes nothing: the gateways that serve from
+/// them may be of another one.
+pub(super) async fn check(client: &Client) -> Result<(), OpenError> {
+    let found = match version(client).await {
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+            return Err(OpenError::Refused("there is no such journal: no gateway has made its tables yet".into()));
+        }
+        found => found?,
+    };
+    if missing(found)?.is_empty() {
+        return Ok(());
+    }
+    Err(OpenError::Refused("is of an older schema; start the gateway once with this version of spigate".into()))
 }
 
 /// The steps that a database of this version lacks.

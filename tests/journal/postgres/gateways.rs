@@ -2,14 +2,27 @@
 
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
+use spigate::config::journal::{JournalConfig, Location};
 use spigate::journal::entry::{Ask, AttemptOutcome, LEASE_LOST, State};
 use spigate::journal::machine::{Decision, Finished};
-use spigate::journal::store::{Filter, Retention, Which};
+use spigate::journal::retention::retention;
+use spigate::journal::store::{Filter, Pruned, Retention, Which, Wrap};
 use tokio::sync::Barrier;
 
-use super::Postgres;
+use super::{LEASE, Postgres};
 use crate::bench::{Bench, Gateway};
+use crate::postgres_server::{EVERYBODY, Server};
 use crate::sample::{Call, START, content, key, lookalike, unconfirmed};
+
+/// What is pruned if nothing is too old.
+const NOTHING: Retention = Retention {
+    now: START,
+    replies_before: Timestamp::UNIX_EPOCH,
+    history_before: Timestamp::UNIX_EPOCH,
+    wraps_before: Timestamp::UNIX_EPOCH,
+    batch: 100,
+};
 
 /// Claims at once from every gateway; what each was told.
 async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decision, Call)> {
@@ -285,6 +298,64 @@ async fn a_lease_that_ended_is_taken_again() {
     assert_eq!(other.look(call.key()).await.state, State::Unconfirmed);
 }
 
+/// An outage of the server for longer than a lease ends the leases of all, although all live and
+/// may hold confirmations that they could not record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_outage_nobody_is_taken_for_gone() {
+    let Some(server) = Server::start(&[], EVERYBODY).map(Arc::new) else { return };
+    let mut bench = Postgres::on(Arc::clone(&server));
+    let (one, other) = (bench.open().await, bench.open().await);
+    let calls = [one.forward(one.create("o-1")).await, one.forward(one.create("o-2")).await];
+    tokio::task::spawn_blocking(move || server.restart()).await.unwrap();
+    // It took longer than it did.
+    bench.end_lease(&one.name);
+    bench.end_lease(&other.name);
+    for _ in 0..2 {
+        for (call, order) in calls.iter().zip(["o-1", "o-2"]) {
+            assert_eq!(other.claim(other.create(order)).await.decision, Decision::Join);
+            assert_eq!(other.look(call.key()).await.state, State::Running, "who waits waits on");
+        }
+        other.store.prune(NOTHING).await.unwrap();
+        assert_eq!(bench.sql("SELECT count(*) FROM spigate_deliveries WHERE state = 'running'"), "2");
+        // A probe does not shorten it.
+        other.store.probe().await.unwrap();
+    }
+    // Whoever looks from outside is told as it is.
+    let unconfirmed = Filter { which: Some(Which::State(State::Unconfirmed)), ..Filter::default() };
+    assert_eq!(other.list(unconfirmed).await.len(), 2);
+    // One that comes back can tell what it has kept,
+    one.store.probe().await.unwrap();
+    one.finish(calls[0].end(one.confirmed("i-1"))).await;
+    assert_eq!(other.claim(other.create("o-1")).await.decision, Decision::Replay);
+    // and one that does not is gone after another lease.
+    bench.end_lease(&one.name);
+    assert_eq!(other.claim(other.create("o-2")).await.decision, Decision::Join);
+    bench.settle(&other.name);
+    other.store.probe().await.unwrap();
+    let taken = other.forward(other.create("o-2")).await;
+    assert_eq!((taken.key(), taken.entry.latest.number, taken.entry.doubt), (calls[1].key(), 2, true));
+}
+
+/// The same where the outage was a little shorter, and so ended the lease only of the one that had
+/// renewed it longer ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_late_too_takes_nobody_for_gone() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let (one, other) = (bench.open().await, bench.open().await);
+    let call = one.forward(one.create("o-1")).await;
+    bench.end_lease(&one.name);
+    bench.sql(&format!(
+        "UPDATE spigate_gateways SET lease_until = clock_timestamp() + interval '{} seconds' WHERE id = '{}'",
+        LEASE.as_secs() / 3,
+        other.name
+    ));
+    other.store.probe().await.unwrap();
+    assert_eq!(other.claim(other.create("o-1")).await.decision, Decision::Join);
+    bench.settle(&other.name);
+    let taken = other.forward(other.create("o-1")).await;
+    assert_eq!((taken.key(), taken.entry.latest.number), (call.key(), 2));
+}
+
 /// The operator hears of it although no copy comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_gateway_that_is_gone_had_running_is_counted_listed_and_recorded() {
@@ -297,7 +368,6 @@ async fn what_a_gateway_that_is_gone_had_running_is_counted_listed_and_recorded(
     let listed = async |which| other.list(Filter { which: Some(which), ..Filter::default() }).await.len();
     assert_eq!(waits().await, 0);
     one.store.close().await.unwrap();
-    let nothing = Retention { replies_before: START, history_before: START, wraps_before: START, batch: 100 };
     for recorded in [false, true] {
         let running = bench.sql("SELECT count(*) FROM spigate_deliveries WHERE state = 'running'");
         assert_eq!(running, if recorded { "1" } else { "3" });
@@ -305,7 +375,7 @@ async fn what_a_gateway_that_is_gone_had_running_is_counted_listed_and_recorded(
         assert_eq!(listed(Which::State(State::Unconfirmed)).await, 2);
         assert_eq!(listed(Which::State(State::Running)).await, 1);
         assert_eq!(listed(Which::Attempt(AttemptOutcome::Unconfirmed)).await, 2);
-        other.store.prune(nothing).await.unwrap();
+        other.store.prune(NOTHING).await.unwrap();
     }
     let ended = other.look(call.key()).await.latest.ended.unwrap();
     assert_eq!(ended.code.as_deref(), Some(LEASE_LOST));
@@ -319,8 +389,7 @@ async fn leases_that_ended_long_ago_are_removed() {
         "UPDATE spigate_gateways SET lease_until = clock_timestamp() - interval '2 hours' WHERE id = '{}'",
         one.name
     ));
-    let nothing = Retention { replies_before: START, history_before: START, wraps_before: START, batch: 100 };
-    other.store.prune(nothing).await.unwrap();
+    other.store.prune(NOTHING).await.unwrap();
     assert_eq!(bench.sql("SELECT id FROM spigate_gateways"), other.name);
 }
 
@@ -347,4 +416,52 @@ async fn the_clock_of_a_gateway_changes_nothing() {
         let later = wrong + jiff::SignedDuration::from_hours(2);
         assert_eq!(other.claim(Ask { now: later, ..other.expire(&order) }).await.decision, Decision::Replay);
     }
+}
+
+/// One gateway whose clock is wrong must not remove what belongs to all, nor keep it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_old_is_so_by_the_clock_of_the_server() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateway = bench.open().await;
+    let days = |days: i64| SignedDuration::from_hours(24 * days);
+    let config = JournalConfig {
+        location: Location::Memory,
+        lease: LEASE,
+        encryption_key: None,
+        retain_replies: days(30),
+        retain_history: days(400),
+        lifecycle_replay: days(1),
+    };
+    let wrap = |name: &str| Wrap { wrapper: name.into(), bytes: name.into() };
+    let now = spigate::clock::now();
+    let (behind, ahead) = (now - days(500), now + days(500));
+    let call = gateway.forward(Ask { now: ahead, ..gateway.create("o-1") }).await;
+    let (_, entry) = gateway.finish(call.end_at(gateway.confirmed("i-1"), ahead)).await;
+    let key = gateway.store.add_data_key("crm".into(), vec![wrap("a")], ahead).await.unwrap();
+    gateway.store.put_wraps(key, vec![wrap("b")], behind).await.unwrap();
+    let wraps = async || {
+        let keys = gateway.store.data_keys().await.unwrap();
+        keys.into_iter().find(|known| known.id == key).unwrap().wraps
+    };
+    for wrong in [behind, ahead] {
+        assert_eq!(gateway.store.prune(retention(&config, wrong)).await.unwrap(), Pruned::default());
+        assert_eq!(gateway.look(entry.key).await, entry);
+        assert_eq!(wraps().await.len(), 2);
+    }
+    let age = |column: &str, days: u32| format!("{column} = {column} - interval '{days} days'");
+    let age_delivery = |days| {
+        let (received, changed) = (age("received_at", days), age("changed_at", days));
+        bench.sql(&format!("UPDATE spigate_deliveries SET {received}, {changed}"))
+    };
+    bench.sql(&format!("UPDATE spigate_wraps SET {} WHERE wrapper = 'a'", age("touched_at", 3)));
+    age_delivery(31);
+    let pruned = gateway.store.prune(retention(&config, behind)).await.unwrap();
+    assert_eq!(pruned, Pruned { replies: 1, ..Pruned::default() });
+    assert_eq!(wraps().await, [wrap("b")]);
+    age_delivery(370);
+    let pruned = gateway.store.prune(retention(&config, ahead)).await.unwrap();
+    assert_eq!(pruned, Pruned { deliveries: 1, ..Pruned::default() });
+    // The longest that can be configured.
+    let config = JournalConfig { retain_replies: SignedDuration::MAX, retain_history: SignedDuration::MAX, ..config };
+    gateway.store.prune(retention(&config, now)).await.unwrap();
 }

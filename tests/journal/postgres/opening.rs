@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spigate::config::scalar::Secret;
 use spigate::journal::postgres::{OpenError, PostgresStore};
-use spigate::journal::store::Deliveries as _;
+use spigate::journal::store::{Archive as _, Deliveries as _, Filter};
 use tokio::sync::Barrier;
 
 use super::{LEASE, Postgres, name};
@@ -58,6 +58,31 @@ async fn tables_of_a_newer_version_are_left_alone() {
     assert!(cause.contains("newer spigate") && cause.contains("schema 999"), "{cause}");
     let cause = store(&url).probe().await.unwrap_err();
     assert!(cause.to_string().contains("newer spigate"), "{cause}");
+}
+
+/// Whoever looks at a journal may be of another version than the gateways that serve from it.
+#[tokio::test]
+async fn a_visitor_makes_and_changes_no_tables() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let url = Secret::new(bench.server.url(&bench.database));
+    let visit = async || {
+        let store = PostgresStore::visit(&url).unwrap();
+        store.list(Filter::default(), None, 9).await.map(|records| records.len()).map_err(|error| error.to_string())
+    };
+    let cause = visit().await.unwrap_err();
+    assert!(cause.contains("no such journal"), "{cause}");
+    assert_eq!(bench.sql("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'spigate%'"), "0");
+    let gateway = bench.open().await;
+    gateway.forward(gateway.create("o-1")).await;
+    assert_eq!(visit().await, Ok(1));
+    for (version, says) in [(0, "older schema"), (999, "newer spigate")] {
+        bench.sql(&format!("UPDATE spigate_schema SET version = {version}"));
+        let cause = visit().await.unwrap_err();
+        assert!(cause.contains(says), "{cause}");
+        assert_eq!(bench.sql("SELECT version FROM spigate_schema"), version.to_string());
+    }
+    // It is no gateway, either.
+    assert_eq!(bench.sql("SELECT id FROM spigate_gateways"), gateway.name);
 }
 
 #[tokio::test]
