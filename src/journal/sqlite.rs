@@ -203,7 +203,7 @@ fn connect(path: &Path) -> Result<Connection, MigrationError> {
     // Keys are random: a longer log writes a page to the file once for many orders, not for a few.
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
-         PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 33554432; PRAGMA trusted_schema = OFF;",
+         PRAGMA wal_autocheckpoint = 2000; PRAGMA journal_size_limit = 16777216; PRAGMA trusted_schema = OFF;",
     )?;
     Ok(connection)
 }
