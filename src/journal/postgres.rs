@@ -182,9 +182,11 @@ impl Deliveries for PostgresStore {
         Box::pin(async move { finish::finish(&self.shared, &end).await })
     }
 
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
-        let mut sql = Statement::new("UPDATE spigate_deliveries SET answered_at = ");
-        sql.bind(at).push(" WHERE answered_at IS NULL AND key = ").bind(key.as_bytes().to_vec());
+    fn answered(&self, key: DeliveryKey, _: Timestamp) -> Answer<'_, ()> {
+        let mut sql = Statement::new(
+            "UPDATE spigate_deliveries SET answered_at = clock_timestamp() WHERE answered_at IS NULL AND key = ",
+        );
+        sql.bind(key.as_bytes().to_vec());
         Box::pin(async move {
             self.shared.database.run(sql, Instant::now() + STATEMENT).await?;
             Ok(())

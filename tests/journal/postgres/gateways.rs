@@ -410,6 +410,8 @@ async fn the_clock_of_a_gateway_changes_nothing() {
         assert_eq!(copy.decision, Decision::Join);
         let (_, entry) = one.finish(call.end_at(one.confirmed(&order), wrong)).await;
         assert!(apart(entry.confirmation.unwrap().at) < minutes && apart(entry.changed_at) < minutes);
+        one.store.answered(entry.key, wrong).await.unwrap();
+        assert!(apart(one.look(entry.key).await.answered_at.unwrap()) < minutes);
         // An expiry of an hour ago is replayed by that clock too.
         let expiry = one.forward(Ask { now: wrong, ..one.expire(&order) }).await;
         one.finish(expiry.end_at(one.carried_out(), wrong)).await;
