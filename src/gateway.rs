@@ -111,7 +111,8 @@ impl Gateway {
         story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
         let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
-        let checked = contract::check(app, fresh, &received, passed_on, &self.metrics)?;
+        // By its address from here on: every future on the way would make room for it.
+        let checked = Box::new(contract::check(app, fresh, &received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
         // From here on somebody paid: claim, normalize, forward, validate, record.
         let delivery = self.deliver(app, checked, caller, Arc::clone(&slot), story).await?;
@@ -125,7 +126,7 @@ impl Gateway {
     async fn deliver(
         &self,
         app: &Arc<App>,
-        checked: Checked,
+        checked: Box<Checked>,
         caller: &Caller,
         slot: Arc<impl std::any::Any + Send + Sync>,
         story: &Exchange,
@@ -146,7 +147,9 @@ impl Gateway {
         let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             let go = Go { number: 1, idempotency_key: key.idempotency_key() };
-            return Ok(attempt(Arc::clone(app), checked, metrics, request_id, go, answer_by).await);
+            // On the heap, as below: what a request waits in is moved about, and this is most of it.
+            let attempt = Box::pin(attempt(Arc::clone(app), checked, metrics, request_id, go, answer_by));
+            return Ok(attempt.await);
         }
         let order = Order {
             ask: Arc::new(self.ask(app, &checked, key, caller)),
@@ -157,9 +160,11 @@ impl Gateway {
         };
         let call_by = caller.arrival + config.backend.timeout;
         let (app, id) = (Arc::clone(app), request_id.clone());
-        let first = move |go: Go| async move {
-            let _panics = CountPanic::new(&metrics.panics);
-            attempt(app, checked, metrics, id, go, call_by).await
+        let first = move |go: Go| {
+            Box::pin(async move {
+                let _panics = CountPanic::new(&metrics.panics);
+                attempt(app, checked, metrics, id, go, call_by).await
+            })
         };
         let story = story.clone();
         let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);
@@ -207,7 +212,7 @@ impl Gateway {
 /// One attempt: normalize, forward, validate. Needs nothing of the connection it came from.
 async fn attempt(
     app: Arc<App>,
-    checked: Checked,
+    checked: Box<Checked>,
     metrics: Arc<Metrics>,
     request_id: HeaderValue,
     go: Go,

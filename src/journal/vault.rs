@@ -203,7 +203,8 @@ impl Vault {
         let data_key = match self.sealing(app) {
             Some(data_key) => data_key,
             None => {
-                self.unlock(store, now).await?;
+                // Rare, and large: it must not be part of every delivery's future.
+                Box::pin(self.unlock(store, now)).await?;
                 let found = self.sealing(app);
                 found
                     .ok_or_else(|| Unavailable::new(format!("no key is configured that seals replies of app {app}")))?
@@ -228,7 +229,7 @@ impl Vault {
         let data_key = match self.at_hand(sealed.data_key) {
             Found::Open(data_key) => data_key,
             Found::Missed => return Ok(Opened::Lost),
-            Found::Unknown => match self.search(store, sealed.data_key).await? {
+            Found::Unknown => match Box::pin(self.search(store, sealed.data_key)).await? {
                 Some(data_key) => data_key,
                 None => return Ok(Opened::Lost),
             },

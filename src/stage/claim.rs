@@ -129,7 +129,9 @@ impl Deliveries {
             }
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
-                let joined = timeout_at(deadline, self.join(&entry, order.contract())).await;
+                // Rare, and too large to make room for in every request.
+                let joined = Box::pin(self.join(&entry, order.contract()));
+                let joined = timeout_at(deadline, joined).await;
                 let delivery = joined.unwrap_or_else(|_| in_progress());
                 self.count(&order.ask, "joined");
                 Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
@@ -161,7 +163,9 @@ impl Deliveries {
             }
             Ok(claimed) => match claimed.decision {
                 Decision::Forward => {
-                    return self.run(claimed.entry, order, attempt, tell, unheard).await;
+                    // On the heap: a copy that is only replayed needs no room for it.
+                    let run = Box::pin(self.run(claimed.entry, order, attempt, tell, unheard));
+                    return run.await;
                 }
                 Decision::Join => Told::Join(Box::new(claimed.entry)),
                 Decision::Replay => {
@@ -308,7 +312,8 @@ impl Deliveries {
                     );
                 }
                 let backend_time = delivery.backend_time;
-                Delivery { backend_time, ..self.replay(entry, contract, Outcome::Replayed).await }
+                // Rare, and large: it must not be part of every delivery's future.
+                Delivery { backend_time, ..Box::pin(self.replay(entry, contract, Outcome::Replayed)).await }
             }
         }
     }

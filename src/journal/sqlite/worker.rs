@@ -42,8 +42,9 @@ trait Job: Send {
 
 struct Work<F, T> {
     work: F,
-    result: Option<T>,
-    reply: Option<oneshot::Sender<Result<T, Unavailable>>>,
+    // Handed on several times, so by its address.
+    result: Option<Box<T>>,
+    reply: Option<oneshot::Sender<Result<Box<T>, Unavailable>>>,
 }
 
 impl<F, T> Job for Work<F, T>
@@ -52,7 +53,7 @@ where
     T: Send,
 {
     fn run(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        self.result = Some((self.work)(connection)?);
+        self.result = Some(Box::new((self.work)(connection)?));
         Ok(())
     }
 
@@ -116,7 +117,7 @@ impl Worker {
         Box::pin(async move {
             let ended = || Unavailable::new("the journal's thread has ended");
             sent.map_err(|_| ended())?;
-            answer.await.map_err(|_| ended())?
+            answer.await.map_err(|_| ended())?.map(|value| *value)
         })
     }
 
