@@ -179,7 +179,7 @@ fn desync_request(case: &Value, method: &str) -> Vec<u8> {
 async fn http_desync_guardian_cases_end_in_a_refusal_where_they_are_ambiguous() {
     let Some(cases) = corpora::cases("http-desync-guardian/all-cases.json") else { return };
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Gateway::forwarding_all(&backend).await;
     let mut classes = BTreeMap::<&str, usize>::new();
     let mut delivered = 0;
     for case in &cases {
@@ -267,7 +267,7 @@ const POISON: &str = "SMUG-CL0-BODY-POISON";
 async fn http11probe_cases_are_answered_as_expected_or_stricter() {
     let Some(cases) = corpora::cases("http11probe/http11probe-cases.json") else { return };
     let backend = Backend::confirming().await;
-    let patient = Gateway::over(&backend).await;
+    let patient = Gateway::forwarding_all(&backend).await;
     // For requests that are never complete, and to see the end of connections that may stay open.
     let impatient = "[limits]\nheader_timeout = \"500ms\"\nidle_timeout = \"500ms\"\n";
     let impatient = Arc::new(Setup::new(&backend).top(impatient).start().await);
