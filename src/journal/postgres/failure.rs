@@ -11,6 +11,7 @@ use std::io;
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
+use crate::backend;
 use crate::journal::store::Unavailable;
 
 /// Why a statement has no result.
@@ -105,14 +106,7 @@ pub(super) fn describe(error: &Error) -> String {
     if let Some(error) = error.as_db_error() {
         return format!("{} ({})", error.message(), error.code().code());
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+    backend::describe(error)
 }
 
 /// An error of a connection, as somebody has to read it who sets one up.
