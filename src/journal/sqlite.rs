@@ -12,7 +12,7 @@ mod worker;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 
 use self::schema::MigrationError;
 use self::worker::Worker;
@@ -114,7 +114,7 @@ impl SqliteStore {
 
 /// The files that this process has open. What is written into one that was removed or replaced
 /// is not found by anybody any more, and SQLite does not notice.
-struct Files(Vec<(PathBuf, (u64, u64))>);
+struct Files(Vec<(PathBuf, (u32, u32, u64))>);
 
 impl Files {
     fn of(path: &Path) -> Self {
@@ -134,8 +134,11 @@ impl Files {
     }
 }
 
-fn identity(file: &Path) -> Option<(u64, u64)> {
-    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
+/// Device and inode. Nothing else is asked for: whoever asks for the time of a change makes the
+/// next one of a later time, and so has every flush write the inode as well.
+fn identity(file: &Path) -> Option<(u32, u32, u64)> {
+    let file = statx(CWD, file, AtFlags::empty(), StatxFlags::INO).ok()?;
+    Some((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
 }
 
 /// A file of SQLite's or ours that goes with the journal.
