@@ -77,6 +77,9 @@ static UPDATE: LazyLock<String> = LazyLock::new(|| {
     let places = CHANGING.iter().zip(1..).map(|(column, place)| format!("{column} = ?{place}")).collect::<Vec<_>>();
     format!("UPDATE deliveries SET {} WHERE id = ?{}", places.join(", "), CHANGING.len() + 1)
 });
+// An attempt's claimant is written as it is, so it can be asked for as well; no other attempt has it.
+static UPDATE_RUNNING: LazyLock<String> =
+    LazyLock::new(|| format!("{} AND state = 'running' AND gateway = ?2 AND claim = ?3", *UPDATE));
 
 /// An entry and its row's number.
 pub(super) type Numbered = (i64, Entry);
@@ -142,8 +145,19 @@ pub(super) fn running(connection: &Connection) -> rusqlite::Result<Vec<Numbered>
     connection.prepare(sql)?.query_map([], entry_of)?.collect()
 }
 
-/// Writes an entry; `row` is its row's number if it has one. Says which it has.
-pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry) -> rusqlite::Result<i64> {
+/// Where an entry is to be written.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// Nowhere yet.
+    New,
+    /// The row of this number.
+    Row(i64),
+    /// The same, if the entry's latest attempt still runs there.
+    Running(i64),
+}
+
+/// Writes an entry. Says in which row, or that the row is not as it should be.
+pub(super) fn put_entry(connection: &Connection, place: Place, entry: &Entry) -> rusqlite::Result<Option<i64>> {
     let Attempt { number, claimant, request_id, began_at, ended_at, ended } = &entry.latest;
     let changing = params![
         number,
@@ -169,9 +183,14 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
         entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
         entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
     ];
-    if let Some(row) = row {
-        connection.prepare_cached(&UPDATE)?.execute(&*[changing, params![row]].concat())?;
-        return Ok(row);
+    let update = match place {
+        Place::New => None,
+        Place::Row(row) => Some((&UPDATE, row)),
+        Place::Running(row) => Some((&UPDATE_RUNNING, row)),
+    };
+    if let Some((sql, row)) = update {
+        let written = connection.prepare_cached(sql)?.execute(&*[changing, params![row]].concat())?;
+        return Ok((written == 1).then_some(row));
     }
     let fixed = params![
         entry.key.as_bytes(),
@@ -189,7 +208,7 @@ pub(super) fn put_entry(connection: &Connection, row: Option<i64>, entry: &Entry
         entry.received_at.as_millisecond(),
     ];
     connection.prepare_cached(&INSERT)?.execute(&*[changing, fixed].concat())?;
-    Ok(connection.last_insert_rowid())
+    Ok(Some(connection.last_insert_rowid()))
 }
 
 /// Writes an attempt into the history of a delivery.

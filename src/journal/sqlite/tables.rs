@@ -4,13 +4,14 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::rows::{self, Numbered};
+use super::recent::Recent;
+use super::rows::{self, Numbered, Place};
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
-use crate::journal::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Step};
+use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Step};
 use crate::journal::store::{Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Which, Wrap};
 
-pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Claimed> {
+pub(super) fn claim(connection: &Connection, recent: &Recent, ask: &Ask) -> rusqlite::Result<Claimed> {
     loop {
         let cycle = match (ask.lifecycle, &ask.instance_id) {
             (Lifecycle::Ends { .. }, Some(instance)) => cycle(connection, &ask.app, instance)?,
@@ -30,7 +31,10 @@ pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Clai
         // One process, whose lease cannot be lost while it asks.
         match machine::claim(entry, false, ask, key, cycle) {
             Step::Decided(claimed, change) => {
-                write(connection, row, &claimed.entry, &change)?;
+                let row = write(connection, row.map_or(Place::New, Place::Row), &claimed.entry, &change)?;
+                if let (Decision::Forward, Some(row)) = (claimed.decision, row) {
+                    recent.claimed(row, &claimed.entry);
+                }
                 return Ok(claimed);
             }
             Step::NextCycle => raise(connection, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?,
@@ -38,26 +42,49 @@ pub(super) fn claim(connection: &Connection, ask: &Ask) -> rusqlite::Result<Clai
     }
 }
 
-pub(super) fn finish(connection: &Connection, end: &End) -> rusqlite::Result<(Finished, Entry)> {
+pub(super) fn finish(connection: &Connection, recent: &Recent, end: &End) -> rusqlite::Result<(Finished, Entry)> {
+    // Nearly always the entry is as it was claimed a moment ago. If it is not, nothing is written.
+    if let Some((row, entry)) = recent.claim_of(end) {
+        let taken = names_taken(connection, end, &entry.origin)?;
+        let (finished, entry, change) = machine::finish(Some(entry), None, taken, end);
+        if write(connection, Place::Running(row), &entry, &change)?.is_some() {
+            recent.ended(row, entry.key);
+            return Ok((finished, entry));
+        }
+    }
     let (row, entry) = rows::entry_at(connection, &end.key)?.unzip();
     let earlier = match (row, &entry) {
         (Some(row), Some(entry)) if entry.latest.number != end.attempt => rows::attempt(connection, row, end.attempt)?,
         _ => None,
     };
-    let taken = match &end.ending {
-        Ending::Confirmed { instance_id: Some(id), .. } => {
-            // Copies without an order number have origins of their own; the delivery has its first's.
-            let origin = entry.as_ref().map_or(&end.ask.origin, |entry| &entry.origin);
-            is_taken(connection, &end.ask.app, id, origin)?
-        }
-        _ => false,
-    };
+    // Copies without an order number have origins of their own; the delivery has its first's.
+    let origin = entry.as_ref().map_or(&end.ask.origin, |entry| &entry.origin);
+    let taken = names_taken(connection, end, origin)?;
     let (finished, entry, change) = machine::finish(entry, earlier, taken, end);
-    write(connection, row, &entry, &change)?;
+    write(connection, row.map_or(Place::New, Place::Row), &entry, &change)?;
     Ok((finished, entry))
 }
 
-pub(super) fn answered(connection: &Connection, key: &DeliveryKey, at: Timestamp) -> rusqlite::Result<()> {
+/// Whether a confirmation names an instance of another order.
+fn names_taken(connection: &Connection, end: &End, origin: &Origin) -> rusqlite::Result<bool> {
+    match &end.ending {
+        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(connection, &end.ask.app, id, origin),
+        _ => Ok(false),
+    }
+}
+
+pub(super) fn answered(
+    connection: &Connection,
+    recent: &Recent,
+    key: &DeliveryKey,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    if let Some(row) = recent.row_of(key) {
+        let sql = "UPDATE deliveries SET answered_at = ?3 WHERE id = ?1 AND key = ?2 AND answered_at IS NULL";
+        if connection.prepare_cached(sql)?.execute((row, key.as_bytes(), at.as_millisecond()))? == 1 {
+            return Ok(());
+        }
+    }
     let sql = "UPDATE deliveries SET answered_at = ?2 WHERE key = ?1 AND answered_at IS NULL";
     connection.prepare_cached(sql)?.execute((key.as_bytes(), at.as_millisecond()))?;
     Ok(())
@@ -78,7 +105,7 @@ pub(super) fn take_over(connection: &Connection, now: Timestamp) -> rusqlite::Re
     let running = rows::running(connection)?;
     for (row, mut entry) in running.iter().cloned() {
         machine::lose(&mut entry, PROCESS_ENDED, now);
-        rows::put_entry(connection, Some(row), &entry)?;
+        rows::put_entry(connection, Place::Row(row), &entry)?;
     }
     Ok(running.len())
 }
@@ -96,7 +123,7 @@ pub(super) fn resolve(
     };
     Ok(Some(match machine::resolve(entry, false, taken, resolution, now) {
         Ok((entry, change)) => {
-            write(connection, Some(row), &entry, &change)?;
+            write(connection, Place::Row(row), &entry, &change)?;
             Ok(entry)
         }
         Err(unresolvable) => Err(unresolvable),
@@ -312,7 +339,17 @@ fn is_taken(connection: &Connection, app: &str, instance: &str, by_another_than:
     Ok(taken.unwrap_or(false))
 }
 
-fn write(connection: &Connection, row: Option<i64>, entry: &Entry, change: &Change) -> rusqlite::Result<()> {
+/// Writes a change. Says in which row the entry is, or that it is not at its place any more: then
+/// nothing was written.
+fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) -> rusqlite::Result<Option<i64>> {
+    let row = match place {
+        _ if change.entry => {
+            let Some(row) = rows::put_entry(connection, place, entry)? else { return Ok(None) };
+            Some(row)
+        }
+        Place::Row(row) | Place::Running(row) => Some(row),
+        Place::New => None,
+    };
     let now = entry.changed_at;
     match change.cycle {
         CycleChange::None => {}
@@ -329,13 +366,12 @@ fn write(connection: &Connection, row: Option<i64>, entry: &Entry, change: &Chan
         let sql = "INSERT INTO aliases (key, delivery) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING";
         connection.prepare_cached(sql)?.execute((alias.as_bytes(), row))?;
     }
-    if change.entry {
-        let row = rows::put_entry(connection, row, entry)?;
-        if let Some(attempt) = &change.history {
-            rows::put_attempt(connection, row, attempt)?;
-        }
+    if let (Some(attempt), Some(row)) = (&change.history, row)
+        && change.entry
+    {
+        rows::put_attempt(connection, row, attempt)?;
     }
-    Ok(())
+    Ok(row)
 }
 
 #[cfg(test)]
@@ -352,6 +388,7 @@ mod tests {
     /// Deliveries that differ in everything a filter asks for.
     fn filled() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
+        let recent = Recent::default();
         assert!(schema::migrate(&connection).is_ok());
         for number in 0..48_u8 {
             let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
@@ -375,7 +412,7 @@ mod tests {
                 request_id: "r".into(),
                 now: at(i64::from(number)),
             });
-            let entry = claim(&connection, &ask).unwrap().entry;
+            let entry = claim(&connection, &recent, &ask).unwrap().entry;
             let reason = || Reason { code: "code".into(), ..Reason::default() };
             let reply = || Sealed { data_key: 1, bytes: Vec::new() };
             let made = || Some(choose(&["i-1", "i-3"], 1));
@@ -387,13 +424,13 @@ mod tests {
                 _ => Ending::Confirmed { instance_id: made(), reply: reply() },
             };
             let end = End { key: entry.key, cycle: 0, attempt: 1, began_at: at(0), ending, now: ask.now, ask };
-            finish(&connection, &end).unwrap();
+            finish(&connection, &recent, &end).unwrap();
             if number % 6 == 5 {
-                answered(&connection, &entry.key, end.now).unwrap();
+                answered(&connection, &recent, &entry.key, end.now).unwrap();
             }
             if number % 12 == 1 {
                 // Failed, then running again: the first attempt is in the history.
-                claim(&connection, &end.ask).unwrap();
+                claim(&connection, &recent, &end.ask).unwrap();
             }
         }
         connection

@@ -134,9 +134,18 @@ fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) -
     let mut is_urgent = !first.is_lazy();
     batch.push(first);
     let until = Instant::now() + LAZINESS;
+    let mut has_yielded = false;
     while batch.len() < LARGEST_BATCH {
         let next = if is_urgent {
-            queue.try_recv().ok()
+            let next = queue.try_recv().ok();
+            if next.is_none() && !has_yielded {
+                // Whoever has a job at hand and waits for this core may hand it in. If nobody does,
+                // this costs nothing.
+                has_yielded = true;
+                thread::yield_now();
+                continue;
+            }
+            next
         } else {
             queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
         };
