@@ -4,6 +4,7 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod files;
 pub mod journal;
 pub mod raw;
 pub mod scalar;
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+use files::{Files, Fingerprint};
 use journal::JournalConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
@@ -270,8 +272,13 @@ impl Endpoint {
 /// # Errors
 /// Every problem found.
 pub fn load(sources: &Sources, base: &Path) -> Result<Config, Vec<Problem>> {
+    load_with_fingerprint(sources, base).0
+}
+
+/// The same, and what it was made of: the texts and every file that was read, as they were.
+pub fn load_with_fingerprint(sources: &Sources, base: &Path) -> (Result<Config, Vec<Problem>>, Fingerprint) {
     let (raw, problems) = sources.read();
-    let Some(raw) = raw else { return Err(problems) };
+    let Some(raw) = raw else { return (Err(problems), Files::new(&sources.text).fingerprint()) };
     // Later checks look at what could be read, so that one run shows everything.
     validate::Validator::new(sources, base, problems).validate(&raw)
 }

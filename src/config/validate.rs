@@ -2,15 +2,14 @@
 //! checks what belongs together, and reports everything at once.
 
 use std::collections::HashSet;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use zeroize::Zeroizing;
 
+use super::files::{Files, Fingerprint};
 use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey};
 use super::scalar::{Int, Secret};
 use super::source::{Problem, Sources};
@@ -25,16 +24,23 @@ use crate::dialect::{Dialect, Presence, builtin, file};
 pub(super) struct Validator<'s> {
     sources: &'s Sources,
     pub(super) base: &'s Path,
+    pub(super) files: Files,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
 impl<'s> Validator<'s> {
     pub(super) fn new(sources: &'s Sources, base: &'s Path, problems: Vec<Problem>) -> Self {
-        Self { sources, base, problems, warnings: Vec::new() }
+        Self { sources, base, files: Files::new(&sources.text), problems, warnings: Vec::new() }
     }
 
-    pub(super) fn validate(mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
+    /// The configuration, or everything that is wrong with it; and what it was made of either way.
+    pub(super) fn validate(mut self, raw: &RawConfig) -> (Result<Config, Vec<Problem>>, Fingerprint) {
+        let config = self.config(raw);
+        (config, self.files.fingerprint())
+    }
+
+    fn config(&mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
         let dialects = self.dialects(raw.dialect_dir.as_deref());
         let listen = self.address("listen.address", &raw.listen.address);
         let admin = self.address("admin.address", &raw.admin.address);
@@ -72,7 +78,7 @@ impl<'s> Validator<'s> {
         }
         let (Some(listen), Some(admin), true) = (listen, admin, self.problems.is_empty()) else {
             self.problems.dedup();
-            return Err(self.problems);
+            return Err(std::mem::take(&mut self.problems));
         };
         Ok(Config {
             listen,
@@ -84,7 +90,7 @@ impl<'s> Validator<'s> {
             journal,
             dialects,
             apps,
-            warnings: self.warnings,
+            warnings: std::mem::take(&mut self.warnings),
         })
     }
 
@@ -158,7 +164,7 @@ impl<'s> Validator<'s> {
             }
         };
         if let Some(dir) = dir {
-            match self.dialect_files(dir) {
+            match self.files.list(&self.base.join(dir), "toml") {
                 Ok(files) => {
                     for path in files {
                         self.dialect_file(&path, &mut dialects);
@@ -170,18 +176,11 @@ impl<'s> Validator<'s> {
         dialects.into_iter().map(Arc::new).collect()
     }
 
-    fn dialect_files(&self, dir: &str) -> std::io::Result<Vec<PathBuf>> {
-        let mut files = fs::read_dir(self.base.join(dir))?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-        files.sort();
-        Ok(files)
-    }
-
     fn dialect_file(&mut self, path: &Path, dialects: &mut Vec<Dialect>) {
         let name = path.display();
-        let dialect = fs::read_to_string(path)
+        let dialect = self
+            .files
+            .read_text(path)
             .map_err(|error| format!("{name}: cannot be read: {error}"))
             .and_then(|text| file::load(&text).map_err(|problems| format!("{name}: {problems}")));
         match dialect {
@@ -308,7 +307,7 @@ impl<'s> Validator<'s> {
         match (file, env, value) {
             (Some(file), None, None) => {
                 let place = format!("{at}.file");
-                match read_secret(&self.base.join(file)) {
+                match self.files.read_secret(&self.base.join(file)) {
                     Ok(secret) => Some((place, secret)),
                     Err(error) => {
                         self.problem(&place, &format!("cannot be read: {error}"));
@@ -366,7 +365,7 @@ impl<'s> Validator<'s> {
             self.problem(&format!("{at}.url"), "must not have a query with send = \"raw\": the platform's own is sent");
         }
         let ca_pem = raw.ca_file.as_ref().and_then(|file| {
-            let pem = fs::read(self.base.join(file)).map_err(|error| format!("cannot be read: {error}"));
+            let pem = self.files.read(&self.base.join(file)).map_err(|error| format!("cannot be read: {error}"));
             self.read(&format!("{at}.ca_file"), pem)
         });
         let routes = self.routes(at, raw, send, parsed.as_ref().map_or("/", |(_, path)| path), dialect);
@@ -412,16 +411,6 @@ impl<'s> Validator<'s> {
         }
         routes
     }
-}
-
-/// Reads a key file; one trailing newline is an editor's, not the key's.
-///
-/// # Errors
-/// The reason why the file cannot be read as text.
-pub fn read_secret(path: &Path) -> std::io::Result<Secret> {
-    let text = Zeroizing::new(fs::read_to_string(path)?);
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
 }
 
 fn is_route_method(method: &Method, send: Send) -> bool {
