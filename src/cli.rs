@@ -18,9 +18,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::files::Fingerprint;
 use crate::config::raw::{LogFormat, LogLevel};
 use crate::config::source::{Problem, Sources};
 use crate::config::{self, Config};
+use crate::reload::Loaded;
 
 /// A gateway that makes cloud-marketplace SPI calls arrive verified, decoded and once.
 #[derive(Parser)]
@@ -127,12 +129,38 @@ impl Overrides {
 /// # Errors
 /// A file that cannot be read, or every problem, one a line.
 pub fn load_config(path: &Path, flags: Vec<(String, String)>) -> Result<Config, Failure> {
+    load_config_with_fingerprint(path, flags).map(|(config, _)| config)
+}
+
+/// The same, and what it was made of.
+fn load_config_with_fingerprint(path: &Path, flags: Vec<(String, String)>) -> Result<(Config, Fingerprint), Failure> {
+    let sources = read_sources(path, flags)
+        .map_err(|error| Failure::unusable(format!("{}: cannot be read: {error}", path.display())))?;
+    let (config, fingerprint) = config::load_with_fingerprint(&sources, base_of(path));
+    Ok((config.map_err(|problems| Failure::negative(list(&problems)))?, fingerprint))
+}
+
+/// The same for one that is served already: a file that cannot be read is a problem like any other.
+fn reload_config(path: &Path, flags: Vec<(String, String)>) -> Loaded {
+    match read_sources(path, flags) {
+        Ok(sources) => config::load_with_fingerprint(&sources, base_of(path)),
+        Err(error) => {
+            let message = format!("cannot be read: {error}");
+            let fingerprint = Fingerprint::of(&message);
+            (Err(vec![Problem { path: String::new(), place: path.display().to_string(), message }]), fingerprint)
+        }
+    }
+}
+
+fn read_sources(path: &Path, flags: Vec<(String, String)>) -> std::io::Result<Sources> {
     let file = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
-    let sources = Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags };
-    let base = path.parent().unwrap_or(Path::new("."));
-    config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
+    let text = std::fs::read_to_string(path)?;
+    Ok(Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags })
+}
+
+/// Where relative file names in a configuration start from.
+fn base_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }
 
 /// The environment variables that may set configuration keys.

@@ -19,11 +19,12 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
-use files::{Files, Fingerprint};
+use files::Fingerprint;
 use journal::JournalConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
@@ -93,7 +94,7 @@ pub struct ShutdownConfig {
 }
 
 /// An app.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AppConfig {
     /// Its name.
     pub name: String,
@@ -122,16 +123,27 @@ pub struct AppConfig {
 }
 
 /// A key of an app.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyConfig {
     /// Its name in logs and metrics.
     pub id: String,
-    /// Whether it verifies.
+    /// Whether it verifies at all.
     pub active: bool,
+    /// From when on, if not always.
+    pub not_before: Option<Timestamp>,
+    /// Until when, if not for ever.
+    pub not_after: Option<Timestamp>,
     /// The key, prepared.
     pub key: SigningKey,
     /// The key's text, for `spigate explain`.
     pub secret: scalar::Secret,
+}
+
+impl KeyConfig {
+    /// Whether it verifies requests that come at this time; both ends belong to it.
+    pub fn verifies_at(&self, time: Timestamp) -> bool {
+        self.active && self.not_before.is_none_or(|begin| begin <= time) && self.not_after.is_none_or(|end| time <= end)
+    }
 }
 
 /// What answers connection tests.
@@ -155,7 +167,7 @@ pub struct Freshness {
 }
 
 /// Where and how an app's requests are delivered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendConfig {
     /// The endpoint.
     pub endpoint: Endpoint,
@@ -278,7 +290,7 @@ pub fn load(sources: &Sources, base: &Path) -> Result<Config, Vec<Problem>> {
 /// The same, and what it was made of: the texts and every file that was read, as they were.
 pub fn load_with_fingerprint(sources: &Sources, base: &Path) -> (Result<Config, Vec<Problem>>, Fingerprint) {
     let (raw, problems) = sources.read();
-    let Some(raw) = raw else { return (Err(problems), Files::new(&sources.text).fingerprint()) };
+    let Some(raw) = raw else { return (Err(problems), Fingerprint::of(&sources.text)) };
     // Later checks look at what could be read, so that one run shows everything.
     validate::Validator::new(sources, base, problems).validate(&raw)
 }

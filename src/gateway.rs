@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body;
 use http_body_util::Empty;
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -21,7 +21,7 @@ use tower_http::trace::TraceLayer;
 
 use crate::app::App;
 use crate::clock;
-use crate::config::{Limits, TestConnection};
+use crate::config::TestConnection;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Exchange, Verdict};
@@ -30,23 +30,22 @@ use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Ori
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
+use crate::places::{Place, Places};
 use crate::rejection::Rejection;
+use crate::served::Served;
 use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
-use crate::stage::route::Routes;
 use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
 
 /// Everything that requests share.
 pub struct Gateway {
-    /// The apps by host and path.
-    pub routes: Routes,
-    /// Limits of requests.
-    pub limits: Limits,
+    /// What they are judged by, as the configuration has it now.
+    pub served: watch::Receiver<Arc<Served>>,
     /// Deliveries, and the journal behind them.
     pub deliveries: Deliveries,
-    /// Free places for requests.
-    pub slots: Arc<Semaphore>,
+    /// Places for requests.
+    pub slots: Places,
     /// All metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -91,23 +90,25 @@ where
 impl Gateway {
     /// The stops, in order. Each takes what the one before has proven.
     async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
+        // To its end the request is judged by the configuration that it found.
+        let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
-        let slot = Arc::new(slot);
+        let slot = Arc::new(self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?);
         // Method, host, body, sizes: what needs no look at the content.
-        let received = receive::receive(head, caller.has_body, &self.limits)?;
+        let received = receive::receive(head, caller.has_body, &served.limits)?;
         // The strict reading comes before any use of a parameter.
-        let parsed = parse::parse(&received, &self.limits)?;
+        let parsed = parse::parse(&received, &served.limits)?;
         // The app decides on dialect and keys.
-        let app = self.routes.find(&received)?;
+        let app = served.routes.find(&received)?;
         let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
         // Before anything in the request is believed.
-        let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers)?;
+        let now = clock::now();
+        let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers, now)?;
         story.key = Some(verified.key());
         app.metrics.verifications[verified.key()].inc();
         // A genuine request, but perhaps an old one.
-        let fresh = freshness::check(app, verified, clock::now())?;
+        let fresh = freshness::check(app, verified, now)?;
         story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
         let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
@@ -115,7 +116,7 @@ impl Gateway {
         let checked = Box::new(contract::check(app, fresh, &received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
         // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(app, checked, caller, Arc::clone(&slot), story).await?;
+        let delivery = self.deliver(&served, app, checked, caller, slot, story).await?;
         story.conclude(&delivery);
         delivery.answer
     }
@@ -125,10 +126,11 @@ impl Gateway {
     /// `slot` is held until the delivery is recorded, even if the caller is gone by then.
     async fn deliver(
         &self,
+        served: &Served,
         app: &Arc<App>,
         checked: Box<Checked>,
         caller: &Caller,
-        slot: Arc<impl std::any::Any + Send + Sync>,
+        slot: Arc<Place>,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
@@ -152,7 +154,7 @@ impl Gateway {
             return Ok(attempt.await);
         }
         let order = Order {
-            ask: Arc::new(self.ask(app, &checked, key, caller)),
+            ask: Arc::new(self.ask(served, app, &checked, key, caller)),
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
@@ -172,7 +174,7 @@ impl Gateway {
     }
 
     /// What a request asks of the journal.
-    fn ask(&self, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
+    fn ask(&self, served: &Served, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
         let (config, dialect, request) = (&app.config, &*app.config.dialect, checked.request());
         let journal = self.deliveries.journal();
         let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
@@ -195,7 +197,7 @@ impl Gateway {
             user_id: text(dialect.user),
             lifecycle: match kind {
                 ActionKind::Expire | ActionKind::Delete if by_instance => {
-                    Lifecycle::Ends { replay_for: journal.config.lifecycle_replay }
+                    Lifecycle::Ends { replay_for: served.lifecycle_replay }
                 }
                 ActionKind::Renew | ActionKind::Upgrade => Lifecycle::Revives,
                 _ => Lifecycle::None,

@@ -109,6 +109,10 @@ catalogue! {
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
+    /// Changed configurations, by what became of them; a failure keeps the one before.
+    config_reloads: IntCounterVec = "spigate_config_reloads_total" ["result"];
+    /// When the configuration that is served was loaded, in seconds since 1970.
+    config_loaded: IntGauge = "spigate_config_last_reload_success_timestamp_seconds" [];
     /// Always 1; the version is a label.
     build_info: IntGaugeVec = "spigate_build_info" ["version"];
 }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -31,13 +32,19 @@ pub struct Observer {
     /// For requests that no app could be found for.
     unknown: AnswerMetrics,
     log: Option<AccessLog>,
+    logs_requests: AtomicBool,
 }
 
 impl Observer {
     /// Makes an observer; without a log it only counts.
     pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
         let unknown = AnswerMetrics::new(UNKNOWN, None);
-        Self { metrics, unknown, log }
+        Self { metrics, unknown, log, logs_requests: AtomicBool::new(true) }
+    }
+
+    /// Whether every request is logged from now on.
+    pub fn log_requests(&self, all: bool) {
+        self.logs_requests.store(all, Ordering::Relaxed);
     }
 
     fn conclude(&self, asked: &Asked, verdict: Option<Verdict>) -> Response<Full<Bytes>> {
@@ -60,7 +67,9 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
-        if let Some(log) = &self.log {
+        if let Some(log) = &self.log
+            && self.logs_requests.load(Ordering::Relaxed)
+        {
             log.write(&Line {
                 now: clock::now(),
                 request_id,

@@ -15,6 +15,13 @@ use super::scalar::Secret;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
+impl Fingerprint {
+    /// Of a text alone.
+    pub fn of(text: &str) -> Self {
+        Files::new(text).fingerprint()
+    }
+}
+
 /// Reads files and remembers what was in them.
 pub(super) struct Files {
     digest: Sha256,

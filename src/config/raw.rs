@@ -309,6 +309,10 @@ pub struct RawKey {
     pub value: Option<Secret>,
     /// Whether it verifies requests.
     pub state: RawKeyState,
+    /// The time (RFC 3339, like 2026-11-30T00:00:00+08:00) before which it verifies nothing.
+    pub not_before: Option<String>,
+    /// The time after which it verifies nothing.
+    pub not_after: Option<String>,
 }
 
 /// Whether a key verifies requests.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use jiff::Timestamp;
 
 use super::files::{Files, Fingerprint};
 use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey};
@@ -17,6 +18,7 @@ use super::{
     AppConfig, BackendConfig, Config, Endpoint, Freshness, KeyConfig, Limits, LogConfig, PathPart, Route, Send,
     ShutdownConfig, TestConnection, units,
 };
+use crate::clock;
 use crate::dialect::request::Strictness;
 use crate::dialect::{Dialect, Presence, builtin, file};
 
@@ -282,16 +284,31 @@ impl<'s> Validator<'s> {
             } else if !ids.insert(id.clone()) {
                 self.problem(&format!("{at}.id"), "is used by another key of this app");
             }
+            let mut time = |name: &str, text: &Option<String>| {
+                let time = text.as_ref().map(|text| text.parse::<Timestamp>());
+                let wrong = "is not a time like \"2026-11-30T00:00:00+08:00\"";
+                time.and_then(|time| self.read(&format!("{at}.{name}"), time.map_err(|_| wrong.to_owned())))
+            };
+            let (not_before, not_after) = (time("not_before", &key.not_before), time("not_after", &key.not_after));
+            if not_before.zip(not_after).is_some_and(|(begin, end)| end < begin) {
+                self.problem(&format!("{at}.not_after"), "must not be before not_before");
+            }
             let Some((place, secret)) = self.secret(&at, &key.file, &key.env, &key.value) else { continue };
             match dialect.signing_key(secret.expose()) {
                 Ok(signing) => {
-                    keys.push(KeyConfig { id, active: key.state == raw::RawKeyState::Active, key: signing, secret });
+                    let active = key.state == raw::RawKeyState::Active;
+                    keys.push(KeyConfig { id, active, not_before, not_after, key: signing, secret });
                 }
                 Err(error) => self.problem(&place, &error.to_string()),
             }
         }
         if !raw.iter().any(|key| key.state == raw::RawKeyState::Active) {
             self.problem(&format!("{at}.keys"), "there is no active key; no request could be verified");
+        } else if !keys.is_empty() && !keys.iter().any(|key| key.verifies_at(clock::now())) {
+            self.warn(
+                &format!("{at}.keys"),
+                "no active key verifies now: not_before is still to come, or not_after has passed, for all of them",
+            );
         }
         keys
     }
