@@ -29,6 +29,7 @@ mod postgres;
 mod postgres_server;
 mod prometheus;
 mod query;
+mod reload;
 mod restart;
 mod retention;
 mod signature;
