@@ -110,6 +110,8 @@ pub struct AppConfig {
     pub strictness: Strictness,
     /// What answers connection tests.
     pub test_connection: TestConnection,
+    /// Whether what breaks a rule is refused; else it is observed only.
+    pub enforce: bool,
     /// Whether the journal sees to it that each order is delivered once.
     pub deliver_once: bool,
     /// Whether a delivery that may have been executed waits for the operator.
@@ -181,6 +183,8 @@ pub struct BackendConfig {
     pub connect_timeout: Duration,
     /// How long idle connections are kept.
     pub keep_alive: Duration,
+    /// The url's path.
+    pub path: String,
     /// PEM text of certificate authorities, for https with `ca_file`.
     pub ca_pem: Option<Vec<u8>>,
     /// For each action of the dialect: method and path.

@@ -24,7 +24,7 @@ use crate::clock;
 use crate::config::TestConnection;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
-use crate::exchange::{Exchange, Verdict};
+use crate::exchange::{Answer, Exchange, Verdict};
 use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
@@ -36,6 +36,8 @@ use crate::served::Served;
 use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
+use crate::stage::parse::Parsed;
+use crate::stage::receive::Received;
 use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
 
 /// Everything that requests share.
@@ -89,7 +91,12 @@ where
 
 impl Gateway {
     /// The stops, in order. Each takes what the one before has proven.
-    async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
+    async fn exchange(
+        &self,
+        head: &request::Parts,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Answer, Rejection> {
         // To its end the request is judged by the configuration that it found.
         let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
@@ -97,11 +104,35 @@ impl Gateway {
         // Method, host, body, sizes: what needs no look at the content.
         let received = receive::receive(head, caller.has_body, &served.limits)?;
         // The strict reading comes before any use of a parameter.
-        let parsed = parse::parse(&received, &served.limits)?;
+        let parsed = parse::parse(&received, &served.limits);
         // The app decides on dialect and keys.
-        let app = served.routes.find(&received)?;
+        let app = match served.routes.find(&received) {
+            Ok(app) => app,
+            unknown => return Err(parsed.err().or(unknown.err()).unwrap_or(Rejection::UnknownApp)),
+        };
         let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
+        let checked = parsed.and_then(|parsed| self.check(app, parsed, head, &received, caller, story));
+        if !app.config.enforce {
+            // Its way ends here: what breaks a rule is told, and passed on all the same.
+            return self.observe(app, checked, head, &received, caller, story).await;
+        }
+        // From here on somebody paid: claim, normalize, forward, validate, record.
+        let delivery = self.deliver(&served, app, checked?, caller, slot, story).await?;
+        story.conclude(&delivery);
+        delivery.answer.map(Answer::Judged)
+    }
+
+    /// The stops that ask whether the platform meant just this.
+    fn check(
+        &self,
+        app: &App,
+        parsed: Parsed,
+        head: &request::Parts,
+        received: &Received<'_>,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Box<Checked>, Rejection> {
         // Before anything in the request is believed.
         let now = clock::now();
         let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers, now)?;
@@ -113,12 +144,45 @@ impl Gateway {
         // Only now may an error name a field to the caller.
         let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
         // By its address from here on: every future on the way would make room for it.
-        let checked = Box::new(contract::check(app, fresh, &received, passed_on, &self.metrics)?);
+        let checked = Box::new(contract::check(app, fresh, received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
-        // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(&served, app, checked, caller, slot, story).await?;
-        story.conclude(&delivery);
-        delivery.answer
+        Ok(checked)
+    }
+
+    /// The rest of the way for an app that is only observed (`enforce = false`): no claim, no
+    /// verdict on the reply. What was refused else is told.
+    async fn observe(
+        &self,
+        app: &App,
+        checked: Result<Box<Checked>, Rejection>,
+        head: &request::Parts,
+        received: &Received<'_>,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Answer, Rejection> {
+        let request = match &checked {
+            Ok(checked) => {
+                let key =
+                    DeliveryKey::of(&app.config.name, &app.config.dialect, checked.request(), checked.signature());
+                let idempotency_key = key.idempotency_key();
+                normalize::normalize(
+                    app,
+                    checked,
+                    &Attempt { number: 1, request_id: &caller.request_id, idempotency_key },
+                )
+            }
+            Err(_) => normalize::as_it_came(app, received, &head.headers, &caller.request_id, caller.peer.trusted),
+        };
+        let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
+        let begun = Instant::now();
+        let reply = forward::forward(&app.backend, request, caller.arrival + app.config.backend.timeout).await;
+        story.backend_time = Some(begun.elapsed());
+        let reply = reply.map_err(|delivery| {
+            story.outcome = Some(delivery.outcome);
+            delivery.answer.err().unwrap_or(Rejection::Internal)
+        })?;
+        story.observed(&app.config.dialect, checked, &reply);
+        Ok(Answer::AsItCame(reply))
     }
 
     /// Decides who answers, and that each order reaches the backend once.

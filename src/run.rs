@@ -65,7 +65,7 @@ impl Instance {
         let (served, now_served) = watch::channel(Arc::new(Served::new(&config, &metrics, None)?));
         let deliveries = Deliveries::new(Arc::clone(&journal), Arc::clone(&metrics));
         let gateway = Arc::new(Gateway {
-            served: now_served,
+            served: now_served.clone(),
             deliveries: deliveries.clone(),
             slots: Places::default(),
             metrics: Arc::clone(&metrics),
@@ -78,8 +78,12 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router =
-            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
+        let admin_router = admin::router(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: Arc::clone(&journal),
+            served: now_served,
+            ready: is_ready,
+        });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };

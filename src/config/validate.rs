@@ -247,6 +247,12 @@ impl<'s> Validator<'s> {
         {
             self.problem(&format!("{at}.test_connection"), "the dialect has no connection test");
         }
+        if !raw.enforce.0 {
+            self.warn(
+                &format!("{at}.enforce"),
+                &format!("is false: app {name} is only observed; nothing is refused, recorded or delivered once"),
+            );
+        }
         Some(AppConfig {
             name,
             host,
@@ -262,6 +268,7 @@ impl<'s> Validator<'s> {
                 raw::RawTestConnection::Probe => TestConnection::Probe,
                 raw::RawTestConnection::Answer => TestConnection::Answer,
             },
+            enforce: raw.enforce.0,
             deliver_once: raw.deliver_once.0,
             hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
             join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
@@ -386,9 +393,9 @@ impl<'s> Validator<'s> {
             self.read(&format!("{at}.ca_file"), pem)
         });
         let routes = self.routes(at, raw, send, parsed.as_ref().map_or("/", |(_, path)| path), dialect);
-        let (endpoint, _) = parsed?;
+        let (endpoint, path) = parsed?;
         let backend =
-            BackendConfig { endpoint, send, answer_within, timeout, connect_timeout, keep_alive, ca_pem, routes };
+            BackendConfig { endpoint, send, answer_within, timeout, connect_timeout, keep_alive, path, ca_pem, routes };
         if let Err(error) = crate::backend::tls_config(&backend) {
             self.problem(&format!("{at}.ca_file"), &error);
         }

@@ -21,6 +21,7 @@ mod instances;
 mod journal_file;
 mod load;
 mod observability;
+mod observe;
 mod outcomes;
 #[cfg(feature = "postgres")]
 mod postgres;
