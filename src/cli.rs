@@ -4,9 +4,11 @@
 
 pub mod call;
 pub mod check_config;
+pub mod completions;
 pub mod demo;
 pub mod explain;
 pub mod journal;
+pub mod man;
 pub mod serve;
 pub mod sign;
 pub mod signing;
@@ -20,7 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::raw::{LogFormat, LogLevel};
 use crate::config::source::{Problem, Sources};
-use crate::config::{self, Config};
+use crate::config::{self, Config, effective};
 
 /// A gateway that makes cloud-marketplace SPI calls arrive verified, decoded and once.
 #[derive(Parser)]
@@ -44,8 +46,12 @@ enum Command {
     Explain(explain::Explain),
     /// See what became of deliveries, and decide about those in doubt
     Journal(journal::Journal),
-    /// Report every problem of a configuration, or print its JSON schema
+    /// Report every problem of a configuration, or print it or its JSON schema
     CheckConfig(check_config::CheckConfig),
+    /// Print what completes this command line in a shell
+    Completions(completions::Completions),
+    /// Print the man page, or write those of all commands
+    Man(man::Man),
 }
 
 /// Why a command did not succeed: what to print, and the exit code.
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Sign(command) => command.run(),
         Command::Call(command) => command.run(),
@@ -127,12 +135,44 @@ impl Overrides {
 /// # Errors
 /// A file that cannot be read, or every problem, one a line.
 pub fn load_config(path: &Path, flags: Vec<(String, String)>) -> Result<Config, Failure> {
-    let file = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
-    let sources = Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags };
-    let base = path.parent().unwrap_or(Path::new("."));
+    let (sources, base) = read_sources(path, flags)?;
     config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
+}
+
+/// Prints the configuration that these sources come to, if it can be served.
+///
+/// # Errors
+/// Like [`load_config`].
+pub fn print_config(path: &Path, flags: Vec<(String, String)>) -> Result<(), Failure> {
+    let (sources, base) = read_sources(path, flags)?;
+    let loaded = config::load(&sources, base).and_then(|config| Ok((config, effective::show(&sources)?)));
+    let (config, text) = loaded.map_err(|problems| Failure::negative(list(&problems)))?;
+    for warning in &config.warnings {
+        terminal::complain(&format!("warning: {warning}"));
+    }
+    let file = terminal::plain(&sources.file);
+    terminal::say(&format!(
+        "# spigate {}: {file}, SPIGATE_ variables, flags, and defaults for everything else. A secret is\n# shown as … \
+         and has to be put in again. Names of files are relative, as they were.\n\n{}",
+        env!("CARGO_PKG_VERSION"),
+        text.trim_end()
+    ));
+    Ok(())
+}
+
+/// The name of standard input where a file is asked for.
+const STANDARD_INPUT: &str = "-";
+
+/// What a configuration is made of, and the directory that names of files in it start from: the
+/// file's, or where spigate was started if it comes from standard input.
+fn read_sources(path: &Path, flags: Vec<(String, String)>) -> Result<(Sources, &Path), Failure> {
+    let (file, text, base) = if path == Path::new(STANDARD_INPUT) {
+        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin()), Path::new("."))
+    } else {
+        (path.display().to_string(), std::fs::read_to_string(path), path.parent().unwrap_or(Path::new(".")))
+    };
+    let text = text.map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
+    Ok((Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags }, base))
 }
 
 /// The environment variables that may set configuration keys.

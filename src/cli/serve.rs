@@ -6,18 +6,21 @@ use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, Overrides, load_config};
+use super::{Failure, Overrides, load_config, print_config};
 use crate::run::Instance;
 use crate::telemetry;
 
 /// Arguments of `spigate serve`.
 #[derive(Args)]
 pub struct Serve {
-    /// The configuration file
+    /// The configuration file; - for standard input
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,
+    /// Print the configuration with variables, flags and defaults, secrets masked, and end
+    #[arg(long)]
+    print_config: bool,
 }
 
 impl Serve {
@@ -26,6 +29,9 @@ impl Serve {
     /// # Errors
     /// Problems of the configuration, and addresses that cannot be used.
     pub fn run(&self) -> Result<(), Failure> {
+        if self.print_config {
+            return print_config(&self.config, self.overrides.settings());
+        }
         let config = load_config(&self.config, self.overrides.settings())?;
         let telemetry = telemetry::init(&config.log);
         for warning in &config.warnings {
