@@ -4,8 +4,10 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod effective;
 pub mod files;
 pub mod journal;
+pub mod keys;
 pub mod raw;
 pub mod scalar;
 pub mod source;

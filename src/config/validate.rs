@@ -406,13 +406,19 @@ impl<'s> Validator<'s> {
         let method = if send == Send::Json { Method::POST } else { Method::GET };
         let standard = Route { method, path: vec![PathPart::Literal(path.to_owned())] };
         let mut routes = vec![standard.clone(); dialect.actions.len()];
+        let mut taken = HashSet::new();
         for (name, route) in &raw.routes {
             let at = format!("{at}.routes.{name}");
-            let Some(index) = dialect.action_index(name) else {
+            // The name of a variable may be in capitals only.
+            let in_capitals = || dialect.actions.iter().position(|action| action.name.eq_ignore_ascii_case(name));
+            let Some(index) = dialect.action_index(name).or_else(in_capitals) else {
                 let known = dialect.actions.iter().map(|action| action.name.as_str()).collect::<Vec<_>>().join(", ");
                 self.problem(&at, &format!("the dialect has no such action; it has {known}"));
                 continue;
             };
+            if !taken.insert(index) {
+                self.problem(&at, "the action has another route, in other letters");
+            }
             let mut method = standard.method.clone();
             if let Some(text) = &route.method {
                 match Method::from_bytes(text.as_bytes()) {

@@ -13,4 +13,5 @@ mod example_config;
 mod house;
 mod properties;
 mod support;
+mod variables;
 mod vectors;
