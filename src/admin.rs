@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
+use crate::app::App;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 
@@ -20,6 +21,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The journal.
     pub journal: Arc<Journal>,
+    /// The apps that are served.
+    pub apps: Arc<[Arc<App>]>,
     /// Whether requests are welcome.
     pub ready: watch::Receiver<bool>,
 }
@@ -40,14 +43,22 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     if !*admin.ready.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n".to_owned());
     }
-    match admin.journal.health().check() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(cause) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n")),
+    if let Err(cause) = admin.journal.health().check() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n"));
     }
+    // What the probes found last: whoever asks here calls no backend.
+    let waits = admin.apps.iter().filter(|app| app.config.ready_requires_backend && !app.backend.is_ready());
+    let waits: Vec<_> = waits.map(|app| app.config.name.as_str()).collect();
+    if !waits.is_empty() {
+        let text = format!("not ready: no URL of the backend is well, of app {}\n", waits.join(", "));
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
+    (StatusCode::OK, "ok\n".to_owned())
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     admin.journal.count().await;
+    admin.apps.iter().for_each(|app| app.backend.show());
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),
         Err(error) => {

@@ -1,6 +1,6 @@
 //! An app at run time: its configuration, its backend's connections, its metrics.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Watched};
 use crate::config::{AppConfig, Limits};
 use crate::metrics::{AppMetrics, Metrics};
 use crate::stage::normalize::Template;
@@ -23,7 +23,7 @@ impl App {
     /// # Errors
     /// What is wrong with its backend's TLS settings; validated configurations have nothing.
     pub fn new(config: AppConfig, limits: &Limits, metrics: &Metrics) -> Result<Self, String> {
-        let backend = Backend::new(config.backend.clone(), limits.reply_bytes)?;
+        let backend = Backend::new(&config.backend, limits.reply_bytes, Some(Watched { app: &config.name, metrics }))?;
         let keys = config.keys.iter().map(|key| key.id.as_str());
         let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);
         let template = Template::new(&config);

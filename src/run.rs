@@ -61,11 +61,11 @@ impl Instance {
             config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone()).collect();
         headers.dedup();
         let apps = config.apps.into_iter().map(|app| App::new(app, &config.limits, &metrics).map(Arc::new));
-        let apps = apps.collect::<Result<Vec<_>, _>>().map_err(|error| unusable("backend", &error))?;
+        let apps = apps.collect::<Result<Arc<[_]>, _>>().map_err(|error| unusable("backend", &error))?;
         let names = apps.iter().map(|app| app.config.name.clone()).collect::<Vec<_>>().join(", ");
         let deliveries = Deliveries::new(Arc::clone(&journal), Arc::clone(&metrics));
         let gateway = Arc::new(Gateway {
-            routes: Routes::new(apps),
+            routes: Routes::new(apps.iter().map(Arc::clone)),
             limits: config.limits,
             deliveries: deliveries.clone(),
             slots: Arc::new(Semaphore::new(config.limits.in_flight)),
@@ -79,8 +79,12 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router =
-            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
+        let admin_router = admin::router(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: Arc::clone(&journal),
+            apps,
+            ready: is_ready,
+        });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
