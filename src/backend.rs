@@ -183,3 +183,59 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{BackendTls, CircuitConfig, ClientIdentity, Endpoint, ProbeConfig, Send};
+
+    fn config() -> BackendConfig {
+        BackendConfig {
+            // A port that nobody listens on.
+            endpoint: Endpoint::parse("http://127.0.0.1:1/").unwrap().0,
+            failover: Vec::new(),
+            send: Send::Json,
+            answer_within: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            keep_alive: Duration::ZERO,
+            tls: BackendTls::default(),
+            circuit: CircuitConfig::OFF,
+            probe: None,
+            routes: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_end_with_the_backend() {
+        let probe = ProbeConfig { path: None, every: Duration::from_millis(1), timeout: Duration::from_secs(1) };
+        let backend = Backend::new(&BackendConfig { probe: Some(probe), ..config() }, 1, None).unwrap();
+        let member = Arc::downgrade(&backend.members[0]);
+        while !backend.members[0].health.is_unwell() {
+            tokio::task::yield_now().await;
+        }
+        drop(backend);
+        let gone = async {
+            while member.upgrade().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the probe still runs");
+    }
+
+    #[test]
+    fn another_content_of_a_file_is_another_configuration_and_no_key_is_shown() {
+        let with = |key: &str| {
+            let identity = ClientIdentity {
+                certificate_pem: b"certificate".to_vec(),
+                key_pem: crate::config::scalar::Secret::new(key),
+            };
+            BackendConfig { tls: BackendTls { identity: Some(identity), ..BackendTls::default() }, ..config() }
+        };
+        assert_eq!(with("k3y-one"), with("k3y-one"));
+        assert_ne!(with("k3y-one"), with("k3y-two"));
+        assert!(!format!("{:?}", with("k3y-one")).contains("k3y"));
+    }
+}
