@@ -83,6 +83,13 @@ catalogue! {
     contract_warnings: IntCounterVec = "spigate_contract_warnings_total" ["app", "action", "field"];
     /// Backend replies that broke the contract, by rule.
     backend_violations: IntCounterVec = "spigate_backend_violations_total" ["app", "action", "rule"];
+    /// Whether a URL of a backend is called, by its position: 0 while its circuit is open or its
+    /// probe fails.
+    backend_up: IntGaugeVec = "spigate_backend_up" ["app", "backend"];
+    /// Times that the circuit of a backend's URL opened, because too many calls in a row failed.
+    backend_circuit_opened: IntCounterVec = "spigate_backend_circuit_opened_total" ["app", "backend"];
+    /// Calls that were sent to another URL than the first, by the position of that one.
+    backend_failovers: IntCounterVec = "spigate_backend_failovers_total" ["app", "backend"];
     /// Deliveries, by what became of them: an attempt's outcome, or why a copy caused none. An
     /// attempt that was confirmed after its own caller had been answered counts as late, too.
     deliveries: IntCounterVec = "spigate_deliveries_total" ["app", "action", "outcome"];

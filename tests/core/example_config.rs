@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use spigate::config::raw::{self, RawApp, RawBackend, RawConfig, RawFreshness, RawKey, RawRoute, RawSecret};
+use spigate::config::raw::{self, RawApp, RawBackend, RawConfig, RawFreshness, RawKey, RawProbe, RawRoute, RawSecret};
 use spigate::config::source::Sources;
 
 fn config_directory() -> PathBuf {
@@ -57,6 +57,7 @@ fn known() -> Map<String, Value> {
     app["freshness"] = serde_json::to_value(RawFreshness::default()).unwrap();
     app["backend"] = serde_json::to_value(RawBackend::default()).unwrap();
     app["backend"]["routes"] = Value::Object(route);
+    app["backend"]["probe"] = serde_json::to_value(RawProbe::default()).unwrap();
     let mut config = serde_json::to_value(RawConfig::default()).unwrap();
     config["apps"] = json!([app]);
     config["journal"]["encryption_key"] = serde_json::to_value(RawSecret::default()).unwrap();

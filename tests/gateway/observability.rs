@@ -69,6 +69,8 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
         ("spigate_key_verifications_total", vec!["app", "key"]),
         ("spigate_contract_warnings_total", vec!["app", "action", "field"]),
         ("spigate_backend_violations_total", vec!["app", "action", "rule"]),
+        ("spigate_backend_up", vec!["app", "backend"]),
+        ("spigate_backend_circuit_opened_total", vec!["app", "backend"]),
         ("spigate_deliveries_total", vec!["app", "action", "outcome"]),
         ("spigate_unconfirmed_deliveries", vec!["app"]),
         ("spigate_unanswered_deliveries", vec!["app"]),
@@ -93,6 +95,7 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
     assert_eq!(values("action"), BTreeSet::from(["CreateAppInstance", "TestConnection", "unknown"]));
     assert_eq!(values("outcome"), BTreeSet::from(["delivered", "refused", "failed", "unconfirmed", "rejected"]));
     assert_eq!(values("key"), BTreeSet::from(["k-2026"]));
+    assert_eq!(values("backend"), BTreeSet::from(["0"]));
     assert_eq!(values("rule"), BTreeSet::from(["instance_id_missing"]));
     assert!(!metrics.contains("made-up"), "{metrics}");
     for (series, expected) in [
