@@ -301,3 +301,23 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
         assert!(output.contains("signature_invalid") && output.contains("no active key"), "{output}");
     }
 }
+
+#[tokio::test]
+async fn a_container_without_other_programs_can_ask_whether_it_is_ready() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Gateway::over(&backend).await;
+    let url = format!("http://{}/readyz", gateway.admin);
+    let ask = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_spigate"));
+        let output = command.args(["healthcheck", "--url", &url]).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(ask(), (Some(0), "ok\n".to_owned()));
+    std::fs::remove_file(gateway.directory().path().join("spigate.db")).unwrap();
+    gateway.wait_for_readyz(503).await;
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("the journal is not available"), "{text}");
+    gateway.kill();
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("no connection"), "{text}");
+}
