@@ -24,6 +24,7 @@ use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
 use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
+use crate::telemetry::spans;
 
 /// Where requests are counted and logged.
 pub struct Observer {
@@ -60,6 +61,7 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
+        spans::answered(&response, &exchange, outcome, result.as_ref().err());
         if let Some(log) = &self.log {
             log.write(&Line {
                 now: clock::now(),

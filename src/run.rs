@@ -79,8 +79,13 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router =
-            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
+        let admin_router = admin::router(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: Arc::clone(&journal),
+            ready: is_ready,
+            levels: telemetry.map(|telemetry| telemetry.levels.clone()),
+        });
+        let admin_router = admin_router.into_make_service_with_connect_info::<std::net::SocketAddr>();
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };

@@ -8,6 +8,7 @@ use crate::dialect::mac::Tag;
 use crate::query::{Lookup, Params};
 use crate::rejection::{BadSignature, Malformed, Rejection};
 use crate::stage::parse::Parsed;
+use crate::telemetry::spans;
 
 /// A request with a genuine signature.
 pub struct Verified {
@@ -38,6 +39,7 @@ impl Verified {
 /// `malformed_request` for protocol fields that stand twice and signatures that differ,
 /// `signature_missing`, `signature_invalid`.
 pub fn verify(app: &App, parsed: Parsed, method: &str, headers: &HeaderMap) -> Result<Verified, Rejection> {
+    let span = spans::verify().entered();
     let dialect = &*app.config.dialect;
     let params = parsed.into_params();
     refuse_repeated(dialect, &params)?;
@@ -47,6 +49,7 @@ pub fn verify(app: &App, parsed: Parsed, method: &str, headers: &HeaderMap) -> R
     for (index, key) in app.config.keys.iter().enumerate().filter(|(_, key)| key.active) {
         let verifies = dialect.verify(&key.key, &tag, method, &params);
         if verifies.map_err(|_| invalid(BadSignature::Ambiguous))? {
+            span.record("spigate.key", key.id.as_str());
             return Ok(Verified { params, signature: tag, key: index });
         }
     }

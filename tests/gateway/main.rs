@@ -20,6 +20,7 @@ mod headers;
 mod instances;
 mod journal_file;
 mod load;
+mod log_level;
 mod observability;
 mod outcomes;
 #[cfg(feature = "postgres")]
