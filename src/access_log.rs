@@ -88,6 +88,8 @@ struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    would_refuse: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
@@ -122,6 +124,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
     let app = exchange.app.as_deref();
     let action = app.zip(exchange.action).map(|(app, action)| app.config.dialect.actions[action].name.as_str());
     let path = line.path.path();
+    let told = rejection.or(exchange.would_refuse.as_ref());
     Fields {
         timestamp: format!("{:.3}", line.now),
         level: match rejection.map(Rejection::fault) {
@@ -144,14 +147,12 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         outcome: line.outcome.as_str(),
         status: line.status,
         code: rejection.map(Rejection::code),
-        rule: rejection.and_then(|rejection| match rejection {
+        would_refuse: exchange.would_refuse.as_ref().map(Rejection::code),
+        rule: told.and_then(|rejection| match rejection {
             Rejection::BackendContract(violation) => Some(&*violation.rule),
             _ => None,
         }),
-        cause: rejection.map(|rejection| {
-            let message = rejection.message();
-            rejection.cause().map_or_else(|| message.clone().into_owned(), |cause| format!("{message}: {cause}"))
-        }),
+        cause: told.map(Rejection::told),
         duration_ms: milliseconds(line.took),
         backend_ms: exchange.backend_time.map(milliseconds),
     }
@@ -178,6 +179,7 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("outcome", Some(&fields.outcome));
     put("status", Some(&fields.status));
     put("code", fields.code.as_ref().map(|value| value as _));
+    put("would_refuse", fields.would_refuse.as_ref().map(|value| value as _));
     put("rule", fields.rule.as_ref().map(|value| value as _));
     put("order_id", fields.order_id.as_ref().map(|value| value as _));
     put("instance_id", fields.instance_id.as_ref().map(|value| value as _));

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::served::Served;
 use crate::telemetry::level::Levels;
 
 /// What the admin listener shows.
@@ -24,6 +25,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The journal.
     pub journal: Arc<Journal>,
+    /// What requests are judged by.
+    pub served: watch::Receiver<Arc<Served>>,
     /// Whether requests are welcome.
     pub ready: watch::Receiver<bool>,
     /// The level of the log, where there is one.
@@ -49,9 +52,19 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n".to_owned());
     }
     match admin.journal.health().check() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Ok(()) => (StatusCode::OK, format!("ok\n{}", remarks(&admin.served.borrow()))),
         Err(cause) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n")),
     }
+}
+
+/// What is no reason not to be ready, and should not be forgotten.
+fn remarks(served: &Served) -> String {
+    let observed = served.apps.values().map(|app| &app.config).filter(|app| !app.enforce);
+    let mut lines = observed
+        .map(|app| format!("app {} is only observed (enforce = false): nothing is refused or recorded\n", app.name))
+        .collect::<Vec<_>>();
+    lines.sort();
+    lines.concat()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

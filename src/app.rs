@@ -1,5 +1,7 @@
 //! An app at run time: its configuration, its backend's connections, its metrics.
 
+use std::sync::Arc;
+
 use crate::backend::Backend;
 use crate::config::{AppConfig, Limits};
 use crate::metrics::{AppMetrics, Metrics};
@@ -10,7 +12,7 @@ pub struct App {
     /// What the configuration says.
     pub config: AppConfig,
     /// Its backend.
-    pub backend: Backend,
+    pub backend: Arc<Backend>,
     /// Its metrics.
     pub metrics: AppMetrics,
     /// What of its backend's requests is the same each time.
@@ -18,12 +20,20 @@ pub struct App {
 }
 
 impl App {
-    /// Makes an app ready.
+    /// Makes an app ready, with a `backend` that is there already or its own.
     ///
     /// # Errors
     /// What is wrong with its backend's TLS settings; validated configurations have nothing.
-    pub fn new(config: AppConfig, limits: &Limits, metrics: &Metrics) -> Result<Self, String> {
-        let backend = Backend::new(config.backend.clone(), limits.reply_bytes)?;
+    pub fn new(
+        config: AppConfig,
+        backend: Option<Arc<Backend>>,
+        limits: &Limits,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
+        let backend = match backend {
+            Some(backend) => backend,
+            None => Arc::new(Backend::new(config.backend.clone(), limits.reply_bytes)?),
+        };
         let keys = config.keys.iter().map(|key| key.id.as_str());
         let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);
         let template = Template::new(&config);

@@ -48,7 +48,7 @@ struct Idle {
 }
 
 /// A complete reply, not judged yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RawReply {
     /// Its status.
     pub status: StatusCode,

@@ -20,9 +20,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::files::Fingerprint;
 use crate::config::raw::{LogFormat, LogLevel};
 use crate::config::source::{Problem, Sources};
 use crate::config::{self, Config, effective};
+use crate::reload::Loaded;
 
 /// A gateway that makes cloud-marketplace SPI calls arrive verified, decoded and once.
 #[derive(Parser)]
@@ -135,8 +137,39 @@ impl Overrides {
 /// # Errors
 /// A file that cannot be read, or every problem, one a line.
 pub fn load_config(path: &Path, flags: Vec<(String, String)>) -> Result<Config, Failure> {
+    load_config_with_fingerprint(path, flags).map(|(config, _, _)| config)
+}
+
+/// The same, with what it was made of.
+fn load_config_with_fingerprint(
+    path: &Path,
+    flags: Vec<(String, String)>,
+) -> Result<(Config, Fingerprint, Sources), Failure> {
     let (sources, base) = read_sources(path, flags)?;
-    config::load(&sources, base).map_err(|problems| Failure::negative(list(&problems)))
+    let (config, fingerprint) = config::load_with_fingerprint(&sources, base);
+    Ok((config.map_err(|problems| Failure::negative(list(&problems)))?, fingerprint, sources))
+}
+
+/// Loads anew what was made of `sources` and is served: a file that cannot be read is a problem like
+/// any other.
+fn reload_config(path: &Path, sources: &Sources) -> Loaded {
+    // What came from standard input comes only once; the files that it names may still change.
+    let is_file = path != Path::new(STANDARD_INPUT);
+    let text = if is_file { std::fs::read_to_string(path) } else { Ok(sources.text.clone()) };
+    match text {
+        Ok(text) => config::load_with_fingerprint(&Sources { text, ..sources.clone() }, base_of(path)),
+        Err(error) => {
+            let message = format!("cannot be read: {error}");
+            let fingerprint = Fingerprint::of(&message);
+            (Err(vec![Problem { path: String::new(), place: sources.file.clone(), message }]), fingerprint)
+        }
+    }
+}
+
+/// Where relative file names in a configuration start from: its own directory, or the one that
+/// spigate was started in if it comes from standard input.
+fn base_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }
 
 /// Prints the configuration that these sources come to, if it can be served.
@@ -163,16 +196,15 @@ pub fn print_config(path: &Path, flags: Vec<(String, String)>) -> Result<(), Fai
 /// The name of standard input where a file is asked for.
 const STANDARD_INPUT: &str = "-";
 
-/// What a configuration is made of, and the directory that names of files in it start from: the
-/// file's, or where spigate was started if it comes from standard input.
+/// What a configuration is made of, and the directory that names of files in it start from.
 fn read_sources(path: &Path, flags: Vec<(String, String)>) -> Result<(Sources, &Path), Failure> {
-    let (file, text, base) = if path == Path::new(STANDARD_INPUT) {
-        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin()), Path::new("."))
+    let (file, text) = if path == Path::new(STANDARD_INPUT) {
+        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin()))
     } else {
-        (path.display().to_string(), std::fs::read_to_string(path), path.parent().unwrap_or(Path::new(".")))
+        (path.display().to_string(), std::fs::read_to_string(path))
     };
     let text = text.map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
-    Ok((Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags }, base))
+    Ok((Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags }, base_of(path)))
 }
 
 /// The environment variables that may set configuration keys.

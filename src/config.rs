@@ -5,6 +5,7 @@
 //! with its path and place. It is the only reader of configuration.
 
 pub mod effective;
+pub mod files;
 pub mod journal;
 pub mod keys;
 pub mod raw;
@@ -20,10 +21,12 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+use files::Fingerprint;
 use journal::JournalConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
@@ -93,7 +96,7 @@ pub struct ShutdownConfig {
 }
 
 /// An app.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AppConfig {
     /// Its name.
     pub name: String,
@@ -109,6 +112,8 @@ pub struct AppConfig {
     pub strictness: Strictness,
     /// What answers connection tests.
     pub test_connection: TestConnection,
+    /// Whether what breaks a rule is refused; else it is observed only.
+    pub enforce: bool,
     /// Whether the journal sees to it that each order is delivered once.
     pub deliver_once: bool,
     /// Whether a delivery that may have been executed waits for the operator.
@@ -122,16 +127,27 @@ pub struct AppConfig {
 }
 
 /// A key of an app.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeyConfig {
     /// Its name in logs and metrics.
     pub id: String,
-    /// Whether it verifies.
+    /// Whether it verifies at all.
     pub active: bool,
+    /// From when on, if not always.
+    pub not_before: Option<Timestamp>,
+    /// Until when, if not for ever.
+    pub not_after: Option<Timestamp>,
     /// The key, prepared.
     pub key: SigningKey,
     /// The key's text, for `spigate explain`.
     pub secret: scalar::Secret,
+}
+
+impl KeyConfig {
+    /// Whether it verifies requests that come at this time; both ends belong to it.
+    pub fn verifies_at(&self, time: Timestamp) -> bool {
+        self.active && self.not_before.is_none_or(|begin| begin <= time) && self.not_after.is_none_or(|end| time <= end)
+    }
 }
 
 /// What answers connection tests.
@@ -155,7 +171,7 @@ pub struct Freshness {
 }
 
 /// Where and how an app's requests are delivered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendConfig {
     /// The endpoint.
     pub endpoint: Endpoint,
@@ -169,6 +185,8 @@ pub struct BackendConfig {
     pub connect_timeout: Duration,
     /// How long idle connections are kept.
     pub keep_alive: Duration,
+    /// The url's path.
+    pub path: String,
     /// PEM text of certificate authorities, for https with `ca_file`.
     pub ca_pem: Option<Vec<u8>>,
     /// For each action of the dialect: method and path.
@@ -272,8 +290,13 @@ impl Endpoint {
 /// # Errors
 /// Every problem found.
 pub fn load(sources: &Sources, base: &Path) -> Result<Config, Vec<Problem>> {
+    load_with_fingerprint(sources, base).0
+}
+
+/// The same, and what it was made of: the texts and every file that was read, as they were.
+pub fn load_with_fingerprint(sources: &Sources, base: &Path) -> (Result<Config, Vec<Problem>>, Fingerprint) {
     let (raw, problems) = sources.read();
-    let Some(raw) = raw else { return Err(problems) };
+    let Some(raw) = raw else { return (Err(problems), Fingerprint::of(&sources.text)) };
     // Later checks look at what could be read, so that one run shows everything.
     validate::Validator::new(sources, base, problems).validate(&raw)
 }

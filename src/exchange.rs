@@ -7,11 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::app::App;
+use crate::backend::RawReply;
 use crate::delivery::{Delivery, Outcome};
+use crate::dialect::Dialect;
 use crate::journal::Receipt;
 use crate::journal::key::DeliveryKey;
 use crate::rejection::Rejection;
 use crate::stage::contract::Checked;
+use crate::stage::validate;
 
 /// A request's story.
 #[derive(Clone, Default)]
@@ -36,6 +39,8 @@ pub struct Exchange {
     pub recorded: Option<(DeliveryKey, u32)>,
     /// Whom to tell once the platform was answered.
     pub receipt: Option<Receipt>,
+    /// Why it would have been refused, had its app not been observed only.
+    pub would_refuse: Option<Rejection>,
 }
 
 impl Exchange {
@@ -48,6 +53,25 @@ impl Exchange {
         self.debug = Some(checked.request().is_debug(dialect));
         self.order_id = text(dialect.order);
         self.instance_id = text(dialect.instance);
+    }
+
+    /// Learns how a request of an app ended that is observed only: whether it would have been
+    /// refused, or else its reply.
+    pub fn observed(&mut self, dialect: &Dialect, checked: Result<Box<Checked>, Rejection>, reply: &RawReply) {
+        match checked {
+            Ok(checked) => {
+                let action = &dialect.actions[checked.request().action_index()];
+                let judged = validate::validate(&action.reply, reply.clone());
+                self.outcome = Some(judged.outcome);
+                self.instance_id = judged.instance_id.or(self.instance_id.take());
+                self.would_refuse = judged.answer.err();
+            }
+            Err(refusal) => {
+                let outcome = if reply.status.is_success() { Outcome::Delivered } else { Outcome::Failed };
+                self.outcome = Some(outcome);
+                self.would_refuse = Some(refusal);
+            }
+        }
     }
 
     /// Learns how the delivery ended.
@@ -68,5 +92,14 @@ pub struct Verdict {
     /// The story.
     pub exchange: Exchange,
     /// The backend's words, or why there are none.
-    pub result: Result<Bytes, Rejection>,
+    pub result: Result<Answer, Rejection>,
+}
+
+/// The backend's words.
+#[derive(Clone)]
+pub enum Answer {
+    /// A body that keeps the contract.
+    Judged(Bytes),
+    /// A reply that is passed on whatever it says.
+    AsItCame(RawReply),
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body;
 use http_body_util::Empty;
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -21,33 +21,34 @@ use tower_http::trace::TraceLayer;
 
 use crate::app::App;
 use crate::clock;
-use crate::config::{Limits, TestConnection};
+use crate::config::TestConnection;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
-use crate::exchange::{Exchange, Verdict};
+use crate::exchange::{Answer, Exchange, Verdict};
 use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
+use crate::places::{Place, Places};
 use crate::rejection::Rejection;
+use crate::served::Served;
 use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
-use crate::stage::route::Routes;
+use crate::stage::parse::Parsed;
+use crate::stage::receive::Received;
 use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
 use crate::telemetry::spans;
 
 /// Everything that requests share.
 pub struct Gateway {
-    /// The apps by host and path.
-    pub routes: Routes,
-    /// Limits of requests.
-    pub limits: Limits,
+    /// What they are judged by, as the configuration has it now.
+    pub served: watch::Receiver<Arc<Served>>,
     /// Deliveries, and the journal behind them.
     pub deliveries: Deliveries,
-    /// Free places for requests.
-    pub slots: Arc<Semaphore>,
+    /// Places for requests.
+    pub slots: Places,
     /// All metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -91,34 +92,98 @@ where
 
 impl Gateway {
     /// The stops, in order. Each takes what the one before has proven.
-    async fn exchange(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Bytes, Rejection> {
+    async fn exchange(
+        &self,
+        head: &request::Parts,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Answer, Rejection> {
+        // To its end the request is judged by the configuration that it found.
+        let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::Overloaded)?;
-        let slot = Arc::new(slot);
+        let slot = Arc::new(self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?);
         // Method, host, body, sizes: what needs no look at the content.
-        let received = receive::receive(head, caller.has_body, &self.limits)?;
+        let received = receive::receive(head, caller.has_body, &served.limits)?;
         // The strict reading comes before any use of a parameter.
-        let parsed = parse::parse(&received, &self.limits)?;
+        let parsed = parse::parse(&received, &served.limits);
         // The app decides on dialect and keys.
-        let app = self.routes.find(&received)?;
+        let app = match served.routes.find(&received) {
+            Ok(app) => app,
+            unknown => return Err(parsed.err().or(unknown.err()).unwrap_or(Rejection::UnknownApp)),
+        };
         let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
+        let checked = parsed.and_then(|parsed| self.check(app, parsed, head, &received, caller, story));
+        if !app.config.enforce {
+            // Its way ends here: what breaks a rule is told, and passed on all the same.
+            return self.observe(app, checked, head, &received, caller, story).await;
+        }
+        // From here on somebody paid: claim, normalize, forward, validate, record.
+        let delivery = self.deliver(&served, app, checked?, caller, slot, story).await?;
+        story.conclude(&delivery);
+        delivery.answer.map(Answer::Judged)
+    }
+
+    /// The stops that ask whether the platform meant just this.
+    fn check(
+        &self,
+        app: &App,
+        parsed: Parsed,
+        head: &request::Parts,
+        received: &Received<'_>,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Box<Checked>, Rejection> {
         // Before anything in the request is believed.
-        let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers)?;
+        let now = clock::now();
+        let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers, now)?;
         story.key = Some(verified.key());
         app.metrics.verifications[verified.key()].inc();
         // A genuine request, but perhaps an old one.
-        let fresh = freshness::check(app, verified, clock::now())?;
+        let fresh = freshness::check(app, verified, now)?;
         story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
         let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
         // By its address from here on: every future on the way would make room for it.
-        let checked = Box::new(contract::check(app, fresh, &received, passed_on, &self.metrics)?);
+        let checked = Box::new(contract::check(app, fresh, received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
-        // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(app, checked, caller, Arc::clone(&slot), story).await?;
-        story.conclude(&delivery);
-        delivery.answer
+        Ok(checked)
+    }
+
+    /// The rest of the way for an app that is only observed (`enforce = false`): no claim, no
+    /// verdict on the reply. What was refused else is told.
+    async fn observe(
+        &self,
+        app: &App,
+        checked: Result<Box<Checked>, Rejection>,
+        head: &request::Parts,
+        received: &Received<'_>,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Answer, Rejection> {
+        let request = match &checked {
+            Ok(checked) => {
+                let key =
+                    DeliveryKey::of(&app.config.name, &app.config.dialect, checked.request(), checked.signature());
+                let idempotency_key = key.idempotency_key();
+                normalize::normalize(
+                    app,
+                    checked,
+                    &Attempt { number: 1, request_id: &caller.request_id, idempotency_key },
+                )
+            }
+            Err(_) => normalize::as_it_came(app, received, &head.headers, &caller.request_id, caller.peer.trusted),
+        };
+        let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
+        let begun = Instant::now();
+        let reply = forward::forward(&app.backend, request, caller.arrival + app.config.backend.timeout).await;
+        story.backend_time = Some(begun.elapsed());
+        let reply = reply.map_err(|delivery| {
+            story.outcome = Some(delivery.outcome);
+            delivery.answer.err().unwrap_or(Rejection::Internal)
+        })?;
+        story.observed(&app.config.dialect, checked, &reply);
+        Ok(Answer::AsItCame(reply))
     }
 
     /// Decides who answers, and that each order reaches the backend once.
@@ -126,10 +191,11 @@ impl Gateway {
     /// `slot` is held until the delivery is recorded, even if the caller is gone by then.
     async fn deliver(
         &self,
+        served: &Served,
         app: &Arc<App>,
         checked: Box<Checked>,
         caller: &Caller,
-        slot: Arc<impl std::any::Any + Send + Sync>,
+        slot: Arc<Place>,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
@@ -153,7 +219,7 @@ impl Gateway {
             return Ok(attempt.await);
         }
         let order = Order {
-            ask: Arc::new(self.ask(app, &checked, key, caller)),
+            ask: Arc::new(self.ask(served, app, &checked, key, caller)),
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
@@ -173,7 +239,7 @@ impl Gateway {
     }
 
     /// What a request asks of the journal.
-    fn ask(&self, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
+    fn ask(&self, served: &Served, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
         let (config, dialect, request) = (&app.config, &*app.config.dialect, checked.request());
         let journal = self.deliveries.journal();
         let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
@@ -196,7 +262,7 @@ impl Gateway {
             user_id: text(dialect.user),
             lifecycle: match kind {
                 ActionKind::Expire | ActionKind::Delete if by_instance => {
-                    Lifecycle::Ends { replay_for: journal.config.lifecycle_replay }
+                    Lifecycle::Ends { replay_for: served.lifecycle_replay }
                 }
                 ActionKind::Renew | ActionKind::Upgrade => Lifecycle::Revives,
                 _ => Lifecycle::None,

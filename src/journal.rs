@@ -33,18 +33,18 @@ pub mod visit;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use prometheus::IntGaugeVec;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
-use crate::config::Config;
 use crate::config::journal::{JournalConfig, Location};
+use crate::config::{AppConfig, Config};
 use crate::metrics::Metrics;
 use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
 use health::Health;
@@ -73,7 +73,9 @@ pub struct Journal {
     /// journal still knows.
     counted: Mutex<BTreeSet<String>>,
     /// What of the configuration it keeps to.
-    pub config: JournalConfig,
+    config: RwLock<JournalConfig>,
+    /// Rung when the keys were replaced.
+    rekeyed: Notify,
 }
 
 /// What is counted and timed.
@@ -159,8 +161,26 @@ impl Journal {
             locked_out: watch::Sender::default(),
             receipts: TaskTracker::new(),
             counted: Mutex::new(config.apps.iter().map(|app| app.name.clone()).collect()),
-            config: config.journal.clone(),
+            config: RwLock::new(config.journal.clone()),
+            rekeyed: Notify::new(),
         })
+    }
+
+    /// Keeps to another configuration from now on: its apps, keys and retention. Where it lies and
+    /// its lease stay as they were at the start.
+    pub fn reconfigure(&self, config: &Config) {
+        let secrets = |app: &AppConfig| app.keys.iter().map(|key| key.secret.clone()).collect();
+        let apps = config.apps.iter().map(|app| (app.name.clone(), secrets(app)));
+        self.vault.rekey(apps, config.journal.encryption_key.as_ref());
+        for app in &config.apps {
+            self.metrics.duplicate_confirmations.with_label_values(&[&app.name]);
+        }
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.extend(config.apps.iter().map(|app| app.name.clone()));
+        drop(counted);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.journal.clone();
+        // Data keys are wrapped by the new keys before the old ones are gone from everywhere.
+        self.rekeyed.notify_one();
     }
 
     /// Whether the journal can be used, and since when not.
@@ -293,11 +313,13 @@ impl Journal {
             self.health.wellness().await;
             // Says that the keys are still in use, and wraps what others have added.
             let unlocked = self.unlock().await;
-            let pruned = retention::prune(&*self.store, &self.config, clock::now());
+            let config = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let pruned = retention::prune(&*self.store, &config, clock::now());
             let pruned = self.timed("prune", Box::pin(pruned)).await;
             // What failed is counted by `timed`.
             let is_done = unlocked.is_ok() && pruned.is_ok();
-            tokio::time::sleep(if is_done { PRUNE_EVERY } else { PROBE_EVERY }).await;
+            let pause = if is_done { PRUNE_EVERY } else { PROBE_EVERY };
+            let _ = tokio::time::timeout(pause, self.rekeyed.notified()).await;
         }
     }
 

@@ -68,6 +68,9 @@ catalogue! {
     requests: IntCounterVec = "spigate_requests_total" ["app", "action", "outcome"];
     /// Requests that were not answered with a backend's reply, by code.
     rejections: IntCounterVec = "spigate_rejections_total" ["app", "code"];
+    /// Requests and replies that would have been refused, were their app not observed only
+    /// (enforce = false), by code.
+    would_refuse: IntCounterVec = "spigate_would_refuse_total" ["app", "code"];
     /// Seconds from a request's arrival to its answer.
     request_seconds: HistogramVec = "spigate_request_seconds" ["app", "action"] in SECONDS;
     /// Seconds of backend calls, by how they ended.
@@ -109,6 +112,10 @@ catalogue! {
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
+    /// Changed configurations, by what became of them; a failure keeps the one before.
+    config_reloads: IntCounterVec = "spigate_config_reloads_total" ["result"];
+    /// When the configuration that is served was loaded, in seconds since 1970.
+    config_loaded: IntGauge = "spigate_config_last_reload_success_timestamp_seconds" [];
     /// Always 1; the version is a label.
     build_info: IntGaugeVec = "spigate_build_info" ["version"];
 }
@@ -217,6 +224,11 @@ impl AnswerMetrics {
     /// Counts a rejection.
     pub fn rejected(&self, metrics: &Metrics, code: &str) {
         metrics.rejections.with_label_values(&[&self.app, code]).inc();
+    }
+
+    /// Counts what would have been refused.
+    pub fn would_refuse(&self, metrics: &Metrics, code: &str) {
+        metrics.would_refuse.with_label_values(&[&self.app, code]).inc();
     }
 
     /// Counts a field that a lenient contract let pass, by its position in the dialect.

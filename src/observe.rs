@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ use tower_http::request_id::RequestId;
 use crate::access_log::{self, AccessLog, Line};
 use crate::clock;
 use crate::delivery::{Delivery, Outcome};
-use crate::exchange::{Exchange, Verdict};
+use crate::exchange::{Answer as Words, Exchange, Verdict};
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
 use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
@@ -32,13 +33,19 @@ pub struct Observer {
     /// For requests that no app could be found for.
     unknown: AnswerMetrics,
     log: Option<AccessLog>,
+    logs_requests: AtomicBool,
 }
 
 impl Observer {
     /// Makes an observer; without a log it only counts.
     pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
         let unknown = AnswerMetrics::new(UNKNOWN, None);
-        Self { metrics, unknown, log }
+        Self { metrics, unknown, log, logs_requests: AtomicBool::new(true) }
+    }
+
+    /// Whether every request is logged from now on.
+    pub fn log_requests(&self, all: bool) {
+        self.logs_requests.store(all, Ordering::Relaxed);
     }
 
     fn conclude(&self, asked: &Asked, verdict: Option<Verdict>) -> Response<Full<Bytes>> {
@@ -46,7 +53,8 @@ impl Observer {
             verdict.unwrap_or_else(|| Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) });
         let request_id = asked.request_id.to_str().unwrap_or("-");
         let mut response = match &result {
-            Ok(body) => answer::reply(body.clone()),
+            Ok(Words::Judged(body)) => answer::reply(body.clone()),
+            Ok(Words::AsItCame(reply)) => answer::as_it_came(reply.clone()),
             Err(rejection) => answer::rejection(rejection, request_id),
         };
         response.headers_mut().insert(X_REQUEST_ID, asked.request_id.clone());
@@ -62,7 +70,17 @@ impl Observer {
             app.rejected(&self.metrics, rejection.code());
         }
         spans::answered(&response, &exchange, outcome, result.as_ref().err());
-        if let Some(log) = &self.log {
+        let log = self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed));
+        if let Some(refusal) = &exchange.would_refuse {
+            app.would_refuse(&self.metrics, refusal.code());
+            if log.is_none() {
+                // Its access line would have said so.
+                let app = exchange.app.as_ref().map(|app| app.config.name.as_str());
+                let (code, cause) = (refusal.code(), refusal.told());
+                tracing::warn!(request_id, app, code, cause, "would be refused, were it not for enforce = false");
+            }
+        }
+        if let Some(log) = log {
             log.write(&Line {
                 now: clock::now(),
                 request_id,

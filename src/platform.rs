@@ -203,6 +203,7 @@ pub async fn call(url: &str, header: Option<(&str, &str)>, patience: Duration) -
         timeout: patience,
         connect_timeout: patience,
         keep_alive: Duration::ZERO,
+        path,
         ca_pem: None,
         routes: Vec::new(),
     };

@@ -250,6 +250,12 @@ impl Rejection {
         }
     }
 
+    /// Message and cause, for the log.
+    pub fn told(&self) -> String {
+        let message = self.message();
+        self.cause().map_or_else(|| message.clone().into_owned(), |cause| format!("{message}: {cause}"))
+    }
+
     /// What only the log is told: the cause, and what to do about it.
     pub fn cause(&self) -> Option<Cow<'_, str>> {
         match self {

@@ -5,19 +5,20 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
-use crate::app::App;
 use crate::config::{Config, ShutdownConfig, units};
 use crate::gateway::{self, Gateway};
 use crate::journal::Journal;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
+use crate::places::Places;
+use crate::served::Served;
 use crate::server::Server;
 use crate::stage::claim::Deliveries;
-use crate::stage::route::Routes;
 use crate::telemetry::Telemetry;
 
 /// A running gateway: both listeners and everything behind them.
@@ -32,7 +33,7 @@ pub struct Instance {
     deliveries: Deliveries,
     /// Keeps the journal, and with it the lease.
     keeper: tokio::task::JoinHandle<()>,
-    shutdown: ShutdownConfig,
+    live: Arc<Live>,
 }
 
 impl Instance {
@@ -60,30 +61,30 @@ impl Instance {
         let mut headers: Vec<HeaderName> =
             config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone()).collect();
         headers.dedup();
-        let apps = config.apps.into_iter().map(|app| App::new(app, &config.limits, &metrics).map(Arc::new));
-        let apps = apps.collect::<Result<Vec<_>, _>>().map_err(|error| unusable("backend", &error))?;
-        let names = apps.iter().map(|app| app.config.name.clone()).collect::<Vec<_>>().join(", ");
+        let names = config.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
+        let (served, now_served) = watch::channel(Arc::new(Served::new(&config, &metrics, None)?));
         let deliveries = Deliveries::new(Arc::clone(&journal), Arc::clone(&metrics));
         let gateway = Arc::new(Gateway {
-            routes: Routes::new(apps),
-            limits: config.limits,
+            served: now_served.clone(),
             deliveries: deliveries.clone(),
-            slots: Arc::new(Semaphore::new(config.limits.in_flight)),
+            slots: Places::default(),
             metrics: Arc::clone(&metrics),
         });
-        let log = telemetry
-            .filter(|_| config.log.access)
-            .map(|telemetry| AccessLog::new(telemetry.out.clone(), config.log.format));
+        let log = telemetry.map(|telemetry| AccessLog::new(telemetry.out.clone(), config.log.format));
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
-        let stack = gateway::stack(gateway, observer, headers.into());
+        observer.log_requests(config.log.access);
+        let stack = gateway::stack(gateway, Arc::clone(&observer), headers.into());
+        let levels = telemetry.map(|telemetry| telemetry.levels.clone());
+        let live = Live::new(&config, Arc::clone(&metrics), served, Arc::clone(&journal), observer, levels.clone());
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
         let admin_router = admin::router(Admin {
             metrics: Arc::clone(&metrics),
             journal: Arc::clone(&journal),
+            served: now_served,
             ready: is_ready,
-            levels: telemetry.map(|telemetry| telemetry.levels.clone()),
+            levels,
         });
         let admin_router = admin_router.into_make_service_with_connect_info::<std::net::SocketAddr>();
         // Ends with the process: monitoring may look until the very last.
@@ -91,12 +92,17 @@ impl Instance {
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
         let server = tokio::spawn(server.serve(public, stack, stopping));
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
-        Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, shutdown: config.shutdown })
+        Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, live: Arc::new(live) })
+    }
+
+    /// What of it follows the configuration.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live)
     }
 
     /// Stops: first not ready, then no new connections, then what still runs, within limits.
     pub async fn stop(self) {
-        let ShutdownConfig { delay, grace } = self.shutdown;
+        let ShutdownConfig { delay, grace } = self.live.served.borrow().shutdown;
         tracing::info!(delay = units::show_duration(delay), "stopping: not ready any more");
         self.ready.send_replace(false);
         tokio::time::sleep(delay).await;

@@ -126,7 +126,7 @@ impl Explain {
                 let named = |key: &crate::config::KeyConfig| Key {
                     name: format!("{} of app {}", key.id, app.name),
                     secret: key.secret.clone(),
-                    active: key.active,
+                    active: key.verifies_at(clock::now()),
                 };
                 contexts.push(Context {
                     dialect: (*app.dialect).clone(),
@@ -207,7 +207,9 @@ fn explain(
             let mistake = match key.active {
                 _ if app_of(context) != app_of(own) => Some("signed with a key of another app"),
                 true => None,
-                false => Some("signed with a retired key of the app"),
+                false => {
+                    Some("signed with a key of the app that is retired, or outside of its not_before and not_after")
+                }
             };
             if !keys.iter().any(|known| known.name == key.name) {
                 keys.push(Candidate { name: key.name.clone(), secret: key.secret.expose(), mistake });

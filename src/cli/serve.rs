@@ -1,12 +1,15 @@
 //! `spigate serve`: the gateway as a process, until a signal ends it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
-use super::{Failure, Overrides, load_config, print_config};
+use super::{Failure, Overrides, load_config_with_fingerprint, print_config, reload_config};
+use crate::reload::Reloader;
 use crate::run::Instance;
 use crate::telemetry;
 
@@ -32,7 +35,7 @@ impl Serve {
         if self.print_config {
             return print_config(&self.config, self.overrides.settings());
         }
-        let config = load_config(&self.config, self.overrides.settings())?;
+        let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
         let telemetry = telemetry::init(&config.log);
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -46,6 +49,9 @@ impl Serve {
             // Before anything is accepted, so that no signal finds the process unprepared.
             let mut signals = Signals::new()?;
             let running = Instance::start(config, Some(&telemetry)).await.map_err(Failure::unusable)?;
+            let path = self.config.clone();
+            let reloader = Reloader::new(running.live(), move || reload_config(&path, &sources), made_of);
+            tokio::spawn(reloader.run(Arc::clone(&signals.hangups)));
             signals.first().await;
             tokio::select! {
                 () = running.stop() => {}
@@ -77,16 +83,26 @@ fn raise_descriptor_limit(connections: usize) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT end the process; SIGHUP has the configuration looked at.
 struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// Rings at every SIGHUP.
+    hangups: Arc<Notify>,
 }
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::unusable(format!("signals: {error}")));
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let mut hangup = listen(SignalKind::hangup())?;
+        let hangups = Arc::new(Notify::new());
+        let rings = Arc::clone(&hangups);
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                rings.notify_one();
+            }
+        });
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())?, hangups })
     }
 
     async fn first(&mut self) {

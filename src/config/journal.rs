@@ -38,6 +38,18 @@ pub enum Location {
     Postgres(Secret),
 }
 
+impl Location {
+    /// Whether both are the same place, named the same way.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Memory, Self::Memory) => true,
+            (Self::Sqlite(one), Self::Sqlite(two)) => one == two,
+            (Self::Postgres(one), Self::Postgres(two)) => one.expose() == two.expose(),
+            _ => false,
+        }
+    }
+}
+
 /// Shortest lease: renewals three times as often must not be a load.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// Fewest characters of a key that others must not guess.

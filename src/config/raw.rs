@@ -220,6 +220,9 @@ pub struct RawApp {
     /// What answers the platform's connection test: the backend itself, a look whether it
     /// accepts a connection, or spigate alone.
     pub test_connection: RawTestConnection,
+    /// Whether what breaks a rule is refused. With false spigate only observes: everything is
+    /// checked, would-be refusals are counted and logged, and everything is passed on.
+    pub enforce: Flag,
     /// Whether each order is delivered once: claimed, recorded and replayed by the journal. Without
     /// it spigate is a plain verified proxy for backends that tell copies apart themselves.
     pub deliver_once: Flag,
@@ -243,6 +246,7 @@ impl Default for RawApp {
             keys: Vec::new(),
             contract: RawContract::Lenient,
             test_connection: RawTestConnection::Forward,
+            enforce: Flag(true),
             deliver_once: Flag(true),
             on_unconfirmed: RawOnUnconfirmed::Retry,
             without_order_id: RawWithoutOrderId::Signature,
@@ -309,6 +313,10 @@ pub struct RawKey {
     pub value: Option<Secret>,
     /// Whether it verifies requests.
     pub state: RawKeyState,
+    /// The time (RFC 3339, like 2026-11-30T00:00:00+08:00) before which it verifies nothing.
+    pub not_before: Option<String>,
+    /// The time after which it verifies nothing.
+    pub not_after: Option<String>,
 }
 
 /// Whether a key verifies requests.

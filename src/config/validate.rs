@@ -2,15 +2,15 @@
 //! checks what belongs together, and reports everything at once.
 
 use std::collections::HashSet;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use zeroize::Zeroizing;
+use jiff::Timestamp;
 
+use super::files::{Files, Fingerprint};
 use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey};
 use super::scalar::{Int, Secret};
 use super::source::{Problem, Sources};
@@ -18,6 +18,7 @@ use super::{
     AppConfig, BackendConfig, Config, Endpoint, Freshness, KeyConfig, Limits, LogConfig, PathPart, Route, Send,
     ShutdownConfig, TestConnection, units,
 };
+use crate::clock;
 use crate::dialect::request::Strictness;
 use crate::dialect::{Dialect, Presence, builtin, file};
 
@@ -25,16 +26,23 @@ use crate::dialect::{Dialect, Presence, builtin, file};
 pub(super) struct Validator<'s> {
     sources: &'s Sources,
     pub(super) base: &'s Path,
+    pub(super) files: Files,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
 impl<'s> Validator<'s> {
     pub(super) fn new(sources: &'s Sources, base: &'s Path, problems: Vec<Problem>) -> Self {
-        Self { sources, base, problems, warnings: Vec::new() }
+        Self { sources, base, files: Files::new(&sources.text), problems, warnings: Vec::new() }
     }
 
-    pub(super) fn validate(mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
+    /// The configuration, or everything that is wrong with it; and what it was made of either way.
+    pub(super) fn validate(mut self, raw: &RawConfig) -> (Result<Config, Vec<Problem>>, Fingerprint) {
+        let config = self.config(raw);
+        (config, self.files.fingerprint())
+    }
+
+    fn config(&mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
         let dialects = self.dialects(raw.dialect_dir.as_deref());
         let listen = self.address("listen.address", &raw.listen.address);
         let admin = self.address("admin.address", &raw.admin.address);
@@ -72,7 +80,7 @@ impl<'s> Validator<'s> {
         }
         let (Some(listen), Some(admin), true) = (listen, admin, self.problems.is_empty()) else {
             self.problems.dedup();
-            return Err(self.problems);
+            return Err(std::mem::take(&mut self.problems));
         };
         Ok(Config {
             listen,
@@ -84,7 +92,7 @@ impl<'s> Validator<'s> {
             journal,
             dialects,
             apps,
-            warnings: self.warnings,
+            warnings: std::mem::take(&mut self.warnings),
         })
     }
 
@@ -158,7 +166,7 @@ impl<'s> Validator<'s> {
             }
         };
         if let Some(dir) = dir {
-            match self.dialect_files(dir) {
+            match self.files.list(&self.base.join(dir), "toml") {
                 Ok(files) => {
                     for path in files {
                         self.dialect_file(&path, &mut dialects);
@@ -170,18 +178,11 @@ impl<'s> Validator<'s> {
         dialects.into_iter().map(Arc::new).collect()
     }
 
-    fn dialect_files(&self, dir: &str) -> std::io::Result<Vec<PathBuf>> {
-        let mut files = fs::read_dir(self.base.join(dir))?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-        files.sort();
-        Ok(files)
-    }
-
     fn dialect_file(&mut self, path: &Path, dialects: &mut Vec<Dialect>) {
         let name = path.display();
-        let dialect = fs::read_to_string(path)
+        let dialect = self
+            .files
+            .read_text(path)
             .map_err(|error| format!("{name}: cannot be read: {error}"))
             .and_then(|text| file::load(&text).map_err(|problems| format!("{name}: {problems}")));
         match dialect {
@@ -246,6 +247,12 @@ impl<'s> Validator<'s> {
         {
             self.problem(&format!("{at}.test_connection"), "the dialect has no connection test");
         }
+        if !raw.enforce.0 {
+            self.warn(
+                &format!("{at}.enforce"),
+                &format!("is false: app {name} is only observed; nothing is refused, recorded or delivered once"),
+            );
+        }
         Some(AppConfig {
             name,
             host,
@@ -261,6 +268,7 @@ impl<'s> Validator<'s> {
                 raw::RawTestConnection::Probe => TestConnection::Probe,
                 raw::RawTestConnection::Answer => TestConnection::Answer,
             },
+            enforce: raw.enforce.0,
             deliver_once: raw.deliver_once.0,
             hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
             join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
@@ -283,16 +291,31 @@ impl<'s> Validator<'s> {
             } else if !ids.insert(id.clone()) {
                 self.problem(&format!("{at}.id"), "is used by another key of this app");
             }
+            let mut time = |name: &str, text: &Option<String>| {
+                let time = text.as_ref().map(|text| text.parse::<Timestamp>());
+                let wrong = "is not a time like \"2026-11-30T00:00:00+08:00\"";
+                time.and_then(|time| self.read(&format!("{at}.{name}"), time.map_err(|_| wrong.to_owned())))
+            };
+            let (not_before, not_after) = (time("not_before", &key.not_before), time("not_after", &key.not_after));
+            if not_before.zip(not_after).is_some_and(|(begin, end)| end < begin) {
+                self.problem(&format!("{at}.not_after"), "must not be before not_before");
+            }
             let Some((place, secret)) = self.secret(&at, &key.file, &key.env, &key.value) else { continue };
             match dialect.signing_key(secret.expose()) {
                 Ok(signing) => {
-                    keys.push(KeyConfig { id, active: key.state == raw::RawKeyState::Active, key: signing, secret });
+                    let active = key.state == raw::RawKeyState::Active;
+                    keys.push(KeyConfig { id, active, not_before, not_after, key: signing, secret });
                 }
                 Err(error) => self.problem(&place, &error.to_string()),
             }
         }
         if !raw.iter().any(|key| key.state == raw::RawKeyState::Active) {
             self.problem(&format!("{at}.keys"), "there is no active key; no request could be verified");
+        } else if !keys.is_empty() && !keys.iter().any(|key| key.verifies_at(clock::now())) {
+            self.warn(
+                &format!("{at}.keys"),
+                "no active key verifies now: not_before is still to come, or not_after has passed, for all of them",
+            );
         }
         keys
     }
@@ -308,7 +331,7 @@ impl<'s> Validator<'s> {
         match (file, env, value) {
             (Some(file), None, None) => {
                 let place = format!("{at}.file");
-                match read_secret(&self.base.join(file)) {
+                match self.files.read_secret(&self.base.join(file)) {
                     Ok(secret) => Some((place, secret)),
                     Err(error) => {
                         self.problem(&place, &format!("cannot be read: {error}"));
@@ -366,13 +389,13 @@ impl<'s> Validator<'s> {
             self.problem(&format!("{at}.url"), "must not have a query with send = \"raw\": the platform's own is sent");
         }
         let ca_pem = raw.ca_file.as_ref().and_then(|file| {
-            let pem = fs::read(self.base.join(file)).map_err(|error| format!("cannot be read: {error}"));
+            let pem = self.files.read(&self.base.join(file)).map_err(|error| format!("cannot be read: {error}"));
             self.read(&format!("{at}.ca_file"), pem)
         });
         let routes = self.routes(at, raw, send, parsed.as_ref().map_or("/", |(_, path)| path), dialect);
-        let (endpoint, _) = parsed?;
+        let (endpoint, path) = parsed?;
         let backend =
-            BackendConfig { endpoint, send, answer_within, timeout, connect_timeout, keep_alive, ca_pem, routes };
+            BackendConfig { endpoint, send, answer_within, timeout, connect_timeout, keep_alive, path, ca_pem, routes };
         if let Err(error) = crate::backend::tls_config(&backend) {
             self.problem(&format!("{at}.ca_file"), &error);
         }
@@ -418,16 +441,6 @@ impl<'s> Validator<'s> {
         }
         routes
     }
-}
-
-/// Reads a key file; one trailing newline is an editor's, not the key's.
-///
-/// # Errors
-/// The reason why the file cannot be read as text.
-pub fn read_secret(path: &Path) -> std::io::Result<Secret> {
-    let text = Zeroizing::new(fs::read_to_string(path)?);
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
 }
 
 fn is_route_method(method: &Method, send: Send) -> bool {

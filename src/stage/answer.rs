@@ -3,10 +3,11 @@
 //! `Content-Type` is exactly `application/json`: the platform compares the whole header.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
+use crate::backend::RawReply;
 use crate::rejection::Rejection;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -15,6 +16,17 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub fn reply(body: Bytes) -> Response<Bytes> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// The backend's reply as it came, for an app that is observed only.
+pub fn as_it_came(reply: RawReply) -> Response<Bytes> {
+    let RawReply { status, content_type, content_encoding, body } = reply;
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    for (name, value) in [(CONTENT_TYPE, content_type), (CONTENT_ENCODING, content_encoding)] {
+        response.headers_mut().extend(value.map(|value| (name, value)));
+    }
     response
 }
 

@@ -4,7 +4,6 @@
 //! hangs up or runs into a deadline, the call to the backend goes on and its result is recorded.
 //! Later copies wait for it, here or from another process, and never start another attempt.
 
-use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +27,7 @@ use crate::journal::running::{Outlet, Running, RunningClaim, Ticket};
 use crate::journal::store::Unavailable;
 use crate::journal::{Journal, Outgoing, Receipt};
 use crate::metrics::Metrics;
+use crate::places::Place;
 use crate::rejection::Rejection;
 use crate::telemetry::spans;
 
@@ -53,7 +53,7 @@ pub struct Order {
     pub deadline: Instant,
     /// What is held until the end of the attempt is recorded: replies that cannot be recorded
     /// must not pile up.
-    pub slot: Arc<dyn Any + Send + Sync>,
+    pub slot: Arc<Place>,
 }
 
 impl Order {

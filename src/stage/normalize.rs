@@ -17,6 +17,7 @@ use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
 use crate::peer::X_REQUEST_ID;
 use crate::stage::contract::Checked;
+use crate::stage::receive::Received;
 
 /// What one attempt adds to a request.
 pub struct Attempt<'a> {
@@ -147,6 +148,42 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
     headers.insert(X_REQUEST_ID, attempt.request_id.clone());
     headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
+    Ok(outgoing)
+}
+
+/// The request as it came, signature and all, for an app that is observed only: what cannot be
+/// decoded or is not believed has no other form.
+///
+/// # Errors
+/// Only a target longer than `http::Uri` holds.
+pub fn as_it_came(
+    app: &App,
+    received: &Received<'_>,
+    incoming: &HeaderMap,
+    request_id: &HeaderValue,
+    trusted: bool,
+) -> Result<Request<Full<Bytes>>, http::Error> {
+    let backend = &app.config.backend;
+    let mut target = backend.path.clone();
+    let mut query = Query { target: &mut target, separator: '?' };
+    for text in backend.endpoint.query.as_deref().into_iter().chain([received.query()]) {
+        if !text.is_empty() {
+            query.raw(text);
+        }
+    }
+    let mut outgoing = Request::new(Full::new(Bytes::new()));
+    *outgoing.uri_mut() = target.parse::<Uri>()?;
+    let headers = outgoing.headers_mut();
+    headers.insert(HOST, backend.endpoint.authority.clone());
+    headers.extend(passed_on(incoming, app, trusted));
+    if let Some(name) = &app.config.dialect.signature.header
+        && let Some(signature) = incoming.get(name)
+    {
+        headers.insert(name, signature.clone());
+    }
+    headers.insert(X_SPI_APP, app.template.app.clone());
+    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
+    headers.insert(X_REQUEST_ID, request_id.clone());
     Ok(outgoing)
 }
 

@@ -1,6 +1,7 @@
 //! Fourth stop: did somebody who holds a key of this app sign exactly these parameters?
 
 use http::HeaderMap;
+use jiff::Timestamp;
 
 use crate::app::App;
 use crate::dialect::Dialect;
@@ -33,12 +34,18 @@ impl Verified {
     }
 }
 
-/// Verifies the signature of a request.
+/// Verifies the signature of a request that came `now`.
 ///
 /// # Errors
 /// `malformed_request` for protocol fields that stand twice and signatures that differ,
 /// `signature_missing`, `signature_invalid`.
-pub fn verify(app: &App, parsed: Parsed, method: &str, headers: &HeaderMap) -> Result<Verified, Rejection> {
+pub fn verify(
+    app: &App,
+    parsed: Parsed,
+    method: &str,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Verified, Rejection> {
     let span = spans::verify().entered();
     let dialect = &*app.config.dialect;
     let params = parsed.into_params();
@@ -46,7 +53,7 @@ pub fn verify(app: &App, parsed: Parsed, method: &str, headers: &HeaderMap) -> R
     let text = presented(dialect, &params, headers)?;
     let invalid = Rejection::SignatureInvalid;
     let tag = dialect.signature.output.decode(text).ok_or(invalid(BadSignature::Form))?;
-    for (index, key) in app.config.keys.iter().enumerate().filter(|(_, key)| key.active) {
+    for (index, key) in app.config.keys.iter().enumerate().filter(|(_, key)| key.verifies_at(now)) {
         let verifies = dialect.verify(&key.key, &tag, method, &params);
         if verifies.map_err(|_| invalid(BadSignature::Ambiguous))? {
             span.record("spigate.key", key.id.as_str());

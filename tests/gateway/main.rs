@@ -22,6 +22,7 @@ mod journal_file;
 mod load;
 mod log_level;
 mod observability;
+mod observe;
 mod outcomes;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -30,6 +31,7 @@ mod postgres;
 mod postgres_server;
 mod prometheus;
 mod query;
+mod reload;
 mod restart;
 mod retention;
 mod signature;

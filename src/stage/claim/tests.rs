@@ -21,6 +21,7 @@ use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
     self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
+use crate::places::Places;
 use crate::query::Params;
 
 const REPLY: &str = r#"{"success":true,"instanceId":"i-1"}"#;
@@ -188,7 +189,13 @@ impl Bench {
             request_id: "r".into(),
             now: crate::clock::now(),
         };
-        Order { ask: Arc::new(ask), dialect: Arc::clone(dialect), action, deadline, slot: Arc::new(()) }
+        Order {
+            ask: Arc::new(ask),
+            dialect: Arc::clone(dialect),
+            action,
+            deadline,
+            slot: Arc::new(Places::default().take(1).unwrap()),
+        }
     }
 
     async fn entry(&self) -> Entry {

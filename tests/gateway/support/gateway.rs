@@ -424,10 +424,41 @@ impl Gateway {
         within_deadline("/readyz", poll).await
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Changes the text of its configuration, in one step.
+    pub(crate) fn rewrite(&self, change: impl Fn(&str) -> String) {
+        let config = self.directory.path().join("spigate.toml");
+        let text = change(&std::fs::read_to_string(&config).unwrap());
+        std::fs::rename(self.directory.write("spigate.toml.new", &text), config).unwrap();
+    }
+
+    /// How many changed configurations ended so.
+    pub(crate) async fn reloads(&self, result: &str) -> f64 {
+        self.metric(&format!("spigate_config_reloads_total{{result=\"{result}\"}}")).await
+    }
+
+    /// Waits until one more than `before` did.
+    pub(crate) async fn wait_for_reload(&self, result: &str, before: f64) {
+        let series = format!("spigate_config_reloads_total{{result=\"{result}\"}}");
+        self.wait_for_metric(&series, |reloads| reloads > before).await;
+    }
+
+    /// Changes its configuration and waits until it serves by that.
+    pub(crate) async fn reconfigure(&self, change: impl Fn(&str) -> String) {
+        let before = self.reloads("success").await;
+        self.rewrite(change);
+        self.signal("HUP");
+        self.wait_for_reload("success", before).await;
+    }
+
     /// Asks it to end and returns everything that it ever wrote.
     pub(crate) async fn stop(mut self) -> String {
-        let ended = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
-        assert!(ended.unwrap().success());
+        self.signal("TERM");
         let readers = self.readers.take().unwrap();
         let wait = tokio::task::spawn_blocking(move || readers.into_iter().try_for_each(std::thread::JoinHandle::join));
         // Both streams end with the process.
