@@ -22,6 +22,11 @@ use crate::rejection::{Fault, Rejection};
 /// Longest path that is logged; strangers choose it.
 const MAX_PATH: usize = 256;
 
+/// A path as it is logged: not all of one that is too long.
+pub(crate) fn shown_path(path: &str) -> &str {
+    path.get(..MAX_PATH).unwrap_or(if path.len() > MAX_PATH { "(long)" } else { path })
+}
+
 /// Where access lines go.
 pub struct AccessLog {
     out: NonBlocking,
@@ -130,7 +135,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         request_id: line.request_id,
         client: line.client,
         method: line.method.as_str(),
-        path: path.get(..MAX_PATH).unwrap_or(if path.len() > MAX_PATH { "(long)" } else { path }),
+        path: shown_path(path),
         app: app.map(|app| app.config.name.as_str()),
         action,
         debug: exchange.debug,

@@ -1,4 +1,7 @@
-//! The admin listener: liveness, readiness, metrics. Nothing of it is on the public port.
+//! The admin listener: liveness, readiness, metrics, the log level. Nothing of it is on the
+//! public port.
+
+pub mod log_level;
 
 use std::sync::Arc;
 
@@ -13,6 +16,7 @@ use tokio::sync::watch;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::served::Served;
+use crate::telemetry::level::Levels;
 
 /// What the admin listener shows.
 #[derive(Clone)]
@@ -25,18 +29,22 @@ pub struct Admin {
     pub served: watch::Receiver<Arc<Served>>,
     /// Whether requests are welcome.
     pub ready: watch::Receiver<bool>,
+    /// The level of the log, where there is one.
+    pub levels: Option<Levels>,
 }
 
 /// Prometheus' text format, as its scrapers ask for it.
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// The admin routes.
+/// The admin routes. They want to know who asks: serve them with connect info.
 pub fn router(admin: Admin) -> Router {
+    let log_level = admin.levels.clone().map(log_level::router).unwrap_or_default();
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin)
+        .merge(log_level)
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {

@@ -39,6 +39,7 @@ use crate::stage::normalize::{self, Attempt};
 use crate::stage::parse::Parsed;
 use crate::stage::receive::Received;
 use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
+use crate::telemetry::spans;
 
 /// Everything that requests share.
 pub struct Gateway {
@@ -74,10 +75,10 @@ where
         .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
         // Before anything could print headers.
         .layer(SetSensitiveRequestHeadersLayer::from_shared(sensitive))
-        // A span for debugging, with the path only: the query holds the signature.
+        // A span for debugging and traces, with the path only: the query holds the signature.
         .layer(
             TraceLayer::new_for_http()
-                .make_span_with(|request: &Request<B>| tracing::debug_span!("request", path = request.uri().path()))
+                .make_span_with(spans::request::<B>)
                 .on_request(())
                 .on_response(())
                 .on_failure(()),

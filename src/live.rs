@@ -13,6 +13,7 @@ use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::served::Served;
+use crate::telemetry::level::Levels;
 
 /// What of a running gateway follows the configuration.
 pub struct Live {
@@ -22,6 +23,7 @@ pub struct Live {
     pub served: watch::Sender<Arc<Served>>,
     journal: Arc<Journal>,
     observer: Arc<Observer>,
+    levels: Option<Levels>,
     /// What it was started with and keeps.
     fixed: Fixed,
 }
@@ -34,8 +36,9 @@ impl Live {
         served: watch::Sender<Arc<Served>>,
         journal: Arc<Journal>,
         observer: Arc<Observer>,
+        levels: Option<Levels>,
     ) -> Self {
-        Self { metrics, served, journal, observer, fixed: Fixed::of(config) }
+        Self { metrics, served, journal, observer, levels, fixed: Fixed::of(config) }
     }
 
     /// Serves by another configuration from now on. Requests that are here keep the one that they
@@ -49,6 +52,9 @@ impl Live {
         // The keys that open replies before requests can be verified by new ones.
         self.journal.reconfigure(config);
         self.observer.log_requests(config.log.access);
+        if let Some(levels) = &self.levels {
+            levels.configure(config.log.level);
+        }
         self.served.send_replace(Arc::new(served));
         Ok(self.fixed.differences(&Fixed::of(config)))
     }

@@ -25,6 +25,7 @@ use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
 use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
+use crate::telemetry::spans;
 
 /// Where requests are counted and logged.
 pub struct Observer {
@@ -68,6 +69,7 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
+        spans::answered(&response, &exchange, outcome, result.as_ref().err());
         let log = self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed));
         if let Some(refusal) = &exchange.would_refuse {
             app.would_refuse(&self.metrics, refusal.code());

@@ -74,7 +74,8 @@ impl Instance {
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
         observer.log_requests(config.log.access);
         let stack = gateway::stack(gateway, Arc::clone(&observer), headers.into());
-        let live = Live::new(&config, Arc::clone(&metrics), served, Arc::clone(&journal), observer);
+        let levels = telemetry.map(|telemetry| telemetry.levels.clone());
+        let live = Live::new(&config, Arc::clone(&metrics), served, Arc::clone(&journal), observer, levels.clone());
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
@@ -83,7 +84,9 @@ impl Instance {
             journal: Arc::clone(&journal),
             served: now_served,
             ready: is_ready,
+            levels,
         });
+        let admin_router = admin_router.into_make_service_with_connect_info::<std::net::SocketAddr>();
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
         let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::backend::{Backend, CallError, RawReply};
 use crate::delivery::Delivery;
 use crate::rejection::Rejection;
+use crate::telemetry::spans;
 
 /// Calls the backend until `deadline`.
 ///
@@ -18,7 +20,10 @@ pub async fn forward(
     request: Request<Full<Bytes>>,
     deadline: Instant,
 ) -> Result<RawReply, Delivery> {
-    backend.call(request, deadline).await.map_err(delivery_of)
+    let span = spans::backend(&request);
+    let result = backend.call(request, deadline).instrument(span.clone()).await;
+    spans::called(&span, &result);
+    result.map_err(delivery_of)
 }
 
 /// Whether the backend accepts a connection, at any of its URLs.

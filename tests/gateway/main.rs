@@ -22,6 +22,7 @@ mod health;
 mod instances;
 mod journal_file;
 mod load;
+mod log_level;
 mod observability;
 mod observe;
 mod outcomes;
