@@ -5,6 +5,7 @@
 //! with its path and place. It is the only reader of configuration.
 
 pub mod journal;
+pub mod listen;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -17,22 +18,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
-use ipnet::IpNet;
 
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
 use journal::JournalConfig;
+use listen::ListenConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
 
 /// A configuration that can be served.
 #[derive(Debug)]
 pub struct Config {
-    /// The public listener.
-    pub listen: SocketAddr,
-    /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// The public listeners; the first is `[listen]`.
+    pub listeners: Vec<ListenConfig>,
     /// The admin listener.
     pub admin: SocketAddr,
     /// Logging.

@@ -17,6 +17,8 @@ mod examples;
 mod forms;
 mod framing;
 mod headers;
+mod http2;
+mod https;
 mod instances;
 mod journal_file;
 mod load;
