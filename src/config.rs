@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod files;
 pub mod journal;
 pub mod keys;
+pub mod listen;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -21,7 +22,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
@@ -33,16 +33,15 @@ pub use backend::{
 };
 use files::Fingerprint;
 use journal::JournalConfig;
+use listen::ListenConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
 
 /// A configuration that can be served.
 #[derive(Debug)]
 pub struct Config {
-    /// The public listener.
-    pub listen: SocketAddr,
-    /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// The public listeners; the first is `[listen]`.
+    pub listeners: Vec<ListenConfig>,
     /// The admin listener.
     pub admin: SocketAddr,
     /// Logging.

@@ -32,3 +32,4 @@ pub mod served;
 pub mod server;
 pub mod stage;
 pub mod telemetry;
+pub mod tls;

@@ -115,6 +115,12 @@ catalogue! {
     connections_refused: IntCounter = "spigate_connections_refused_total" [];
     /// Times that accepting a connection failed, as it does without free file descriptors.
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
+    /// When the certificate, or the earliest of those that are sent with it, expires: seconds since
+    /// 1970. By listener and the certificate's file.
+    tls_certificate_expiry: IntGaugeVec =
+        "spigate_tls_certificate_expiry_timestamp_seconds" ["listener", "certificate"];
+    /// TLS handshakes that failed, by reason.
+    tls_handshake_errors: IntCounterVec = "spigate_tls_handshake_errors_total" ["reason"];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
     /// Panics caught: bugs.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use super::scalar::{Flag, Int, Secret, Strings};
+use super::scalar::{Flag, Int, OneOrMany, Secret, Strings};
 
 /// Configuration of spigate.
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Default, Debug)]
@@ -16,6 +16,8 @@ use super::scalar::{Flag, Int, Secret, Strings};
 pub struct RawConfig {
     /// Where the platform's requests arrive.
     pub listen: RawListen,
+    /// Further listeners, each with the keys of `[listen]`.
+    pub listeners: Vec<RawListen>,
     /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
@@ -36,8 +38,13 @@ pub struct RawConfig {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawListen {
-    /// Address and port.
+    /// Address and port, or `unix:` and the path of a socket.
     pub address: String,
+    /// Certificates and their keys; without any the listener speaks plain HTTP/1.1. Several are
+    /// told apart by the names in them; the first also answers for every other name.
+    pub tls: OneOrMany<RawCertificate>,
+    /// Certificate authorities (PEM): only clients with a certificate of one of them are served.
+    pub client_ca: Option<String>,
     /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
     /// Nobody's by default.
     pub trusted_proxies: Strings,
@@ -45,8 +52,23 @@ pub struct RawListen {
 
 impl Default for RawListen {
     fn default() -> Self {
-        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default() }
+        Self {
+            address: "0.0.0.0:8080".into(),
+            tls: OneOrMany::default(),
+            client_ca: None,
+            trusted_proxies: Strings::default(),
+        }
     }
+}
+
+/// A certificate and its key.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCertificate {
+    /// A file (PEM) with the certificate, and after it those between it and the authority.
+    pub certificate: Option<String>,
+    /// A file (PEM) with the certificate's private key, not encrypted.
+    pub key: Option<String>,
 }
 
 /// Where operators and monitoring look.

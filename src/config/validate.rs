@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::files::{Files, Fingerprint};
+use super::listen::Address;
 use super::raw::{self, RawApp, RawConfig, RawKey};
 use super::scalar::{Int, Secret};
 use super::source::{Problem, Sources};
@@ -40,15 +41,13 @@ impl<'s> Validator<'s> {
 
     fn config(&mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
         let dialects = self.dialects(raw.dialect_dir.as_deref());
-        let listen = self.address("listen.address", &raw.listen.address);
+        let listeners = self.listeners(&raw.listen, &raw.listeners);
         let admin = self.address("admin.address", &raw.admin.address);
-        if listen == admin && listen.is_some_and(|address| address.port() != 0) {
-            self.problem("admin.address", "must not be the public listener's address");
+        if let Some(admin) = admin.filter(|address| address.port() != 0)
+            && listeners.iter().any(|listener| listener.address == Address::Tcp(admin))
+        {
+            self.problem("admin.address", "must not be a public listener's address");
         }
-        let trusted_proxies = raw.listen.trusted_proxies.0.iter().enumerate();
-        let trusted_proxies = trusted_proxies
-            .filter_map(|(index, text)| self.read(&format!("listen.trusted_proxies[{index}]"), units::network(text)))
-            .collect();
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -74,13 +73,12 @@ impl<'s> Validator<'s> {
                 break;
             }
         }
-        let (Some(listen), Some(admin), true) = (listen, admin, self.problems.is_empty()) else {
+        let (Some(admin), true) = (admin, self.problems.is_empty()) else {
             self.problems.dedup();
             return Err(std::mem::take(&mut self.problems));
         };
         Ok(Config {
-            listen,
-            trusted_proxies,
+            listeners,
             admin,
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,
@@ -120,7 +118,7 @@ impl<'s> Validator<'s> {
         duration
     }
 
-    fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
+    pub(super) fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
         let address = text.parse().map_err(|_| "is not an address and port, like \"0.0.0.0:8080\"".to_owned());
         self.read(path, address)
     }
