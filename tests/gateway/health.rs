@@ -168,7 +168,14 @@ async fn a_url_whose_probe_fails_is_tried_last_until_it_succeeds_again() {
     }
     let probe = first.requests().into_iter().find(|seen| seen.method == "GET").unwrap();
     assert_eq!(probe.header("host"), Some(first.authority().as_str()));
+    // Once for each change, however often it was looked; lines come a little later than metrics.
     let lines = || (told(&gateway, "probe fails"), told(&gateway, "probe succeeds again"));
+    let last = async {
+        while lines().0 < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    crate::support::within_deadline("the last line", last).await;
     assert_eq!(lines(), (2, 1));
     assert_eq!(gateway.metric(OPENED).await, 0.0);
 }
@@ -254,6 +261,8 @@ async fn one_apps_open_circuit_is_no_other_apps() {
 #[tokio::test]
 async fn what_can_never_be_told_is_a_problem_of_the_configuration() {
     let backend = Backend::confirming().await;
+    let by_default = Setup::new(&backend).app("ready_requires_backend = true").more("[apps.backend.probe]\n").check();
+    assert_eq!(by_default.code, 0, "{}", by_default.text);
     for (app, keys, problem) in [
         ("ready_requires_backend = true", "", "apps[0].ready_requires_backend: needs backend.probe"),
         ("", "health = { failures = 5000 }", "apps[0].backend.health.failures: must be from 0 to 1000"),
