@@ -25,7 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::Full;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::BackendConfig;
@@ -125,11 +125,17 @@ impl Backend {
         Err(CallError::Unreachable(causes.text))
     }
 
-    /// Whether one of the URLs accepts a connection, whatever is known of their health.
+    /// Whether one of the URLs accepts a connection until `deadline`, whatever is known of their
+    /// health.
     ///
     /// # Errors
     /// [`CallError::Unreachable`].
-    pub async fn accepts(&self) -> Result<(), CallError> {
+    pub async fn accepts(&self, deadline: Instant) -> Result<(), CallError> {
+        let none_in_time = |_| Err(CallError::Unreachable("no connection in time".into()));
+        timeout_at(deadline, self.connect_to_any()).await.unwrap_or_else(none_in_time)
+    }
+
+    async fn connect_to_any(&self) -> Result<(), CallError> {
         let mut causes = Causes { text: String::new(), named: self.members.len() > 1 };
         for member in &self.members {
             match member.connect_once().await {

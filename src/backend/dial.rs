@@ -90,3 +90,36 @@ where
     tokio::spawn(connection);
     Ok(sender)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_unix_socket_whose_queue_is_full_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("spigate-dial-{}.sock", std::process::id()));
+        let socket = UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let mut queued = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 1_000);
+        };
+        let dialer = |limit| Dialer { address: Address::Unix(path.clone()), tls: None, limit };
+        let hasty = dialer(Duration::from_millis(50)).connect().await;
+        let patient = dialer(Duration::from_secs(30));
+        let patient = tokio::spawn(async move { patient.connect().await.map(drop) });
+        listener.accept().await.unwrap();
+        let connected = patient.await.unwrap();
+        let _ = std::fs::remove_file(listener.local_addr().unwrap().as_pathname().unwrap());
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(hasty.map(drop), Err("no connection within 50 ms".to_owned()));
+        assert_eq!(connected, Ok(()));
+    }
+}

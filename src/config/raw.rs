@@ -442,7 +442,7 @@ pub struct RawHealth {
 
 impl Default for RawHealth {
     fn default() -> Self {
-        Self { failures: Int(5), open_for: "2s".into(), count: RawCount::Connect }
+        Self { failures: Int(5), open_for: "1s".into(), count: RawCount::Connect }
     }
 }
 

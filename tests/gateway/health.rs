@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::backend::{Backend, CREATED, created, json, reply};
+use crate::support::backend::{Backend, CREATED, Gate, Step, created, json, reply};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
 
@@ -79,16 +79,37 @@ async fn a_trial_closes_the_circuit_and_the_order_that_was_refused_is_delivered(
 }
 
 #[tokio::test]
+async fn a_trial_that_waits_for_its_reply_keeps_no_other_order_waiting() {
+    let closed = Backend::closed();
+    let setup = Setup::to(closed.url("/")).backend("health = { failures = 1, open_for = \"20ms\" }");
+    let gateway = setup.start().await;
+    gateway.order(&create()).await.assert_rejected(502, "backend_unreachable");
+    let gate = Gate::closed();
+    let backend = closed.open_in_turn([[vec![Step::Wait(gate.clone())], json(created("ins-1"))].concat()]);
+    let slow = create();
+    let mut trial = gateway.send(&slow);
+    let arrived = async {
+        while backend.count() == 0 {
+            // The circuit refused it: once more.
+            if trial.is_finished() {
+                trial = gateway.send(&slow);
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    crate::support::within_deadline("a trial", arrived).await;
+    assert_eq!(gateway.metric(&up(0)).await, 1.0);
+    gateway.order(&create()).await.assert_is(&created("ins-2"));
+    gate.open();
+    trial.await.unwrap().assert_is(&created("ins-1"));
+}
+
+#[tokio::test]
 async fn by_default_only_connections_count_and_a_backend_that_answers_is_called() {
     let health = format!(
         "health = {{ failures = 1, {FOR_LONG} }}\nanswer_within = \"300ms\"\ntimeout = \"300ms\"\nconnect_timeout = \"300ms\""
     );
-    for steps in [
-        reply("500 Oops", JSON, "{}"),
-        reply("200 OK", "", "<html>"),
-        vec![crate::support::backend::Step::Reset],
-        vec![crate::support::backend::Step::Stall],
-    ] {
+    for steps in [reply("500 Oops", JSON, "{}"), reply("200 OK", "", "<html>"), vec![Step::Reset], vec![Step::Stall]] {
         let backend = Backend::in_turn([steps.clone(), steps]).await;
         let gateway = Setup::new(&backend).backend(&health).start().await;
         for _ in 0..2 {
@@ -104,7 +125,7 @@ async fn if_told_so_failed_replies_count_but_refusals_do_not() {
     let health = format!("health = {{ failures = 2, {FOR_LONG}, count = \"any\" }}");
     let failing = reply("503 Busy", JSON, "{}");
     let refusing = reply("404 No", JSON, r#"{"success":false,"message":"no"}"#);
-    let broken = vec![crate::support::backend::Step::Reset];
+    let broken = vec![Step::Reset];
     let well = [failing.clone(), refusing.clone(), broken.clone(), refusing.clone()];
     let backend = Backend::in_turn(well.into_iter().chain([failing, broken])).await;
     let gateway = Setup::new(&backend).backend(&health).start().await;
@@ -168,7 +189,14 @@ async fn a_url_whose_probe_fails_is_tried_last_until_it_succeeds_again() {
     }
     let probe = first.requests().into_iter().find(|seen| seen.method == "GET").unwrap();
     assert_eq!(probe.header("host"), Some(first.authority().as_str()));
+    // Once for each change, however often it was looked; lines come a little later than metrics.
     let lines = || (told(&gateway, "probe fails"), told(&gateway, "probe succeeds again"));
+    let last = async {
+        while lines().0 < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    crate::support::within_deadline("the last line", last).await;
     assert_eq!(lines(), (2, 1));
     assert_eq!(gateway.metric(OPENED).await, 0.0);
 }
@@ -254,6 +282,8 @@ async fn one_apps_open_circuit_is_no_other_apps() {
 #[tokio::test]
 async fn what_can_never_be_told_is_a_problem_of_the_configuration() {
     let backend = Backend::confirming().await;
+    let by_default = Setup::new(&backend).app("ready_requires_backend = true").more("[apps.backend.probe]\n").check();
+    assert_eq!(by_default.code, 0, "{}", by_default.text);
     for (app, keys, problem) in [
         ("ready_requires_backend = true", "", "apps[0].ready_requires_backend: needs backend.probe"),
         ("", "health = { failures = 5000 }", "apps[0].backend.health.failures: must be from 0 to 1000"),

@@ -10,9 +10,11 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::support::Directory;
 use crate::support::backend::{Backend, CREATED};
 use crate::support::gateway::Setup;
 use crate::support::order::create;
+use crate::unix_socket::at_socket;
 
 /// A certificate authority.
 struct Authority {
@@ -168,6 +170,17 @@ async fn server_name_is_what_the_certificate_is_asked_for_and_checked_against() 
     let setup = trusting(&other, &authority).backend("server_name = \"backend.example\"");
     setup.start().await.order(&create()).await.assert_rejected(502, "backend_unreachable");
     assert_eq!((backend.count(), other.count()), (1, 0));
+}
+
+#[tokio::test]
+async fn tls_may_be_spoken_on_a_unix_socket() {
+    let (authority, directory) = (Authority::new(), Directory::new());
+    let backend = Backend::tls(authority.by_name_only("localhost")).await;
+    let socket = directory.path().join("app.sock");
+    at_socket(&socket, &backend);
+    let setup = Setup::to(format!("https://unix:{}:/spi", socket.display())).file("ca.pem", &authority.pem);
+    setup.backend("ca_file = \"ca.pem\"").start().await.order(&create()).await.assert_is(CREATED);
+    assert_eq!(backend.only_request().header("host"), Some("localhost"));
 }
 
 #[tokio::test]

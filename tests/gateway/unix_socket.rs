@@ -10,7 +10,7 @@ use crate::support::gateway::Setup;
 use crate::support::order::{action, create};
 
 /// Passes what comes at a socket on to a backend; ends with the test.
-fn at_socket(path: &Path, backend: &Backend) {
+pub(crate) fn at_socket(path: &Path, backend: &Backend) {
     let (listener, authority) = (UnixListener::bind(path).unwrap(), backend.authority());
     tokio::spawn(async move {
         loop {
