@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,7 +30,8 @@ use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
-use crate::peer::{MakeRequestId, Peer, TrustLayer};
+use crate::peer::client::Client;
+use crate::peer::{MakeRequestId, Peer, Proxies, TrustLayer};
 use crate::rejection::Rejection;
 use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
@@ -51,11 +53,13 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
 }
 
-/// The stack around the stops. `sensitive` are headers that carry signatures.
+/// The stack around the stops. `sensitive` are headers that carry signatures, `proxies` those
+/// whose forwarding headers are believed.
 pub fn stack<B>(
     gateway: Arc<Gateway>,
     observer: Arc<Observer>,
     sensitive: Arc<[HeaderName]>,
+    proxies: Proxies,
 ) -> impl Service<
     Request<B>,
     Response = Response<impl Body<Data = Bytes, Error = Infallible> + use<B>>,
@@ -68,7 +72,7 @@ where
     let metrics = Arc::clone(&gateway.metrics);
     ServiceBuilder::new()
         // What a stranger claims of itself goes first, so that no layer below believes it.
-        .layer(TrustLayer)
+        .layer(TrustLayer::new(proxies))
         // Everything that follows can name the request.
         .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
         // Before anything could print headers.
@@ -110,7 +114,7 @@ impl Gateway {
         let fresh = freshness::check(app, verified, clock::now())?;
         story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
-        let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
+        let passed_on = normalize::passed_on(&head.headers, app, caller.vouched());
         // By its address from here on: every future on the way would make room for it.
         let checked = Box::new(contract::check(app, fresh, &received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
@@ -245,9 +249,17 @@ const MAX_TARGET: usize = 65_534;
 /// What a request brings besides its head.
 struct Caller {
     peer: Peer,
+    client: Client,
     request_id: HeaderValue,
     arrival: Instant,
     has_body: bool,
+}
+
+impl Caller {
+    /// The client's address, where a trusted proxy vouches for it.
+    fn vouched(&self) -> Option<IpAddr> {
+        (self.client.known && self.client.address != self.peer.socket).then_some(self.client.address)
+    }
 }
 
 /// The innermost service: runs the stops and hands the verdict up.
@@ -269,8 +281,11 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let gateway = Arc::clone(&self.gateway);
         let (head, body) = request.into_parts();
+        let peer: Peer = head.extensions.get().copied().unwrap_or_default();
         let caller = Caller {
-            peer: head.extensions.get().copied().unwrap_or_default(),
+            peer,
+            // The outermost layer has set it.
+            client: head.extensions.get().copied().unwrap_or(Client { address: peer.address, known: false }),
             // The layer above has set it.
             request_id: head
                 .extensions

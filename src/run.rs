@@ -15,6 +15,7 @@ use crate::gateway::{self, Gateway};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
+use crate::peer::Proxies;
 use crate::server::Server;
 use crate::stage::claim::Deliveries;
 use crate::stage::route::Routes;
@@ -75,7 +76,8 @@ impl Instance {
             .filter(|_| config.log.access)
             .map(|telemetry| AccessLog::new(telemetry.out.clone(), config.log.format));
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
-        let stack = gateway::stack(gateway, observer, headers.into());
+        let proxies = Proxies::new(config.trusted_proxies);
+        let stack = gateway::stack(gateway, observer, headers.into(), proxies.clone());
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
@@ -83,7 +85,7 @@ impl Instance {
             admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
-        let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
+        let server = Server { limits: config.limits, proxies, metrics };
         let server = tokio::spawn(server.serve(public, stack, stopping));
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
         Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, shutdown: config.shutdown })

@@ -6,7 +6,6 @@ pub mod wire;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
@@ -28,7 +26,7 @@ use self::pace::Pace;
 use self::wire::Wire;
 use crate::config::Limits;
 use crate::metrics::{InFlight, Metrics};
-use crate::peer::Peer;
+use crate::peer::{Peer, Proxies};
 use crate::rejection::Rejection;
 use crate::stage::answer;
 use crate::stage::receive::MAX_HEADERS;
@@ -43,7 +41,7 @@ pub struct Server {
     /// Limits of connections.
     pub limits: Limits,
     /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    pub proxies: Proxies,
     /// Metrics of connections.
     pub metrics: Arc<Metrics>,
 }
@@ -78,7 +76,7 @@ impl Server {
                 refuse(&stream);
                 continue;
             };
-            let peer = self.peer(address);
+            let peer = self.proxies.peer(address.ip());
             let running = InFlight::new(&self.metrics.connections);
             let (limits, stack, stop) = (self.limits, stack.clone(), stop.clone());
             connections.spawn(async move {
@@ -100,11 +98,6 @@ impl Server {
         self.metrics.accept_errors.inc();
         tracing::warn!(%error, "cannot accept a connection; trying again");
         tokio::time::sleep(ACCEPT_PAUSE).await;
-    }
-
-    fn peer(&self, address: SocketAddr) -> Peer {
-        let address = address.ip().to_canonical();
-        Peer { address, trusted: self.trusted_proxies.iter().any(|network| network.contains(&address)) }
     }
 }
 

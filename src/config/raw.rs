@@ -38,8 +38,8 @@ pub struct RawConfig {
 pub struct RawListen {
     /// Address and port.
     pub address: String,
-    /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
-    /// Nobody's by default.
+    /// Networks (CIDR) of proxies in front whose X-Request-Id, X-Forwarded-For and Forwarded are
+    /// believed. Nobody's by default.
     pub trusted_proxies: Strings,
 }
 
