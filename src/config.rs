@@ -5,6 +5,7 @@
 //! with its path and place. It is the only reader of configuration.
 
 pub mod journal;
+mod peers;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -99,6 +100,8 @@ pub struct AppConfig {
     pub host: Option<String>,
     /// The path it is called at.
     pub path: String,
+    /// Whose requests are looked at; everybody's if it is empty.
+    pub allow_from: Vec<IpNet>,
     /// Its dialect.
     pub dialect: Arc<Dialect>,
     /// Its keys.

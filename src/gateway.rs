@@ -37,7 +37,7 @@ use crate::stage::claim::{Deliveries, Go, Order};
 use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
 use crate::stage::route::Routes;
-use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
+use crate::stage::{contract, forward, freshness, parse, receive, route, validate, verify};
 
 /// Everything that requests share.
 pub struct Gateway {
@@ -106,6 +106,8 @@ impl Gateway {
         let app = self.routes.find(&received)?;
         let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
+        // Before the work of verifying: whoever may not call learns nothing of keys and times.
+        route::admit(app, caller.client)?;
         // Before anything in the request is believed.
         let verified = verify::verify(app, parsed, head.method.as_str(), &head.headers)?;
         story.key = Some(verified.key());

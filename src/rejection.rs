@@ -13,6 +13,7 @@ use http::StatusCode;
 
 use crate::dialect::reply::Violation;
 use crate::dialect::request::ContractError;
+use crate::peer::client::Client;
 use crate::query::QueryError;
 
 /// Why a request is not answered with a backend's reply. The codes are listed in the README.
@@ -24,6 +25,11 @@ pub enum Rejection {
     MethodNotAllowed,
     /// No app has this host and path.
     UnknownApp,
+    /// The client is not among those that may call the app.
+    ClientNotAllowed {
+        /// Its address, as far as it is known.
+        client: Client,
+    },
     /// The query is longer than `limits.query_bytes`.
     UriTooLong {
         /// The configured limit in bytes.
@@ -155,6 +161,7 @@ impl Rejection {
             | Self::FieldInvalid { .. } => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnknownApp => StatusCode::NOT_FOUND,
+            Self::ClientNotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::UriTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::SignatureMissing { .. }
@@ -184,6 +191,7 @@ impl Rejection {
             Self::MalformedRequest(_) => "malformed_request",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnknownApp => "unknown_app",
+            Self::ClientNotAllowed { .. } => "client_not_allowed",
             Self::UriTooLong { .. } => "uri_too_long",
             Self::HeadersTooLarge => "headers_too_large",
             Self::BodyNotAllowed => "body_not_allowed",
@@ -223,6 +231,7 @@ impl Rejection {
             }
             Self::MethodNotAllowed => "only GET is allowed".into(),
             Self::UnknownApp => "nothing is served at this address".into(),
+            Self::ClientNotAllowed { .. } => "this client may not call this app".into(),
             Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
             Self::HeadersTooLarge => "the request has too many headers".into(),
             Self::BodyNotAllowed => "a GET must not have a body".into(),
@@ -253,6 +262,16 @@ impl Rejection {
     /// What only the log is told: the cause, and what to do about it.
     pub fn cause(&self) -> Option<Cow<'_, str>> {
         match self {
+            Self::ClientNotAllowed { client: Client { address, known: true } } => {
+                Some(format!("{address} is not in the app's allow_from").into())
+            }
+            Self::ClientNotAllowed { client: Client { address, known: false } } => Some(
+                format!(
+                    "its address is not known, only that it came by way of {address}; look at what the proxy writes \
+                     into X-Forwarded-For and Forwarded"
+                )
+                .into(),
+            ),
             Self::SignatureMissing { header: Some(header) } => Some(
                 format!(
                     "neither the query nor the header {header} has one; if the platform sent the header, an nginx or \

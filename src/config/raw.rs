@@ -210,6 +210,8 @@ pub struct RawApp {
     pub host: Option<String>,
     /// The path that the platform calls, exactly.
     pub path: Option<String>,
+    /// Networks (CIDR) of the clients that may call this app, the platform's; everybody if empty.
+    pub allow_from: Strings,
     /// The marketplace's dialect.
     pub dialect: Option<String>,
     /// Keys from the platform's console; any active one verifies.
@@ -239,6 +241,7 @@ impl Default for RawApp {
             name: None,
             host: None,
             path: None,
+            allow_from: Strings::default(),
             dialect: None,
             keys: Vec::new(),
             contract: RawContract::Lenient,

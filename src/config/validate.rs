@@ -41,10 +41,7 @@ impl<'s> Validator<'s> {
         if listen == admin && listen.is_some_and(|address| address.port() != 0) {
             self.problem("admin.address", "must not be the public listener's address");
         }
-        let trusted_proxies = raw.listen.trusted_proxies.0.iter().enumerate();
-        let trusted_proxies = trusted_proxies
-            .filter_map(|(index, text)| self.read(&format!("listen.trusted_proxies[{index}]"), units::network(text)))
-            .collect();
+        let trusted_proxies = self.networks("listen.trusted_proxies", &raw.listen.trusted_proxies);
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -58,6 +55,7 @@ impl<'s> Validator<'s> {
         for (index, app) in raw.apps.iter().enumerate() {
             apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps));
         }
+        self.doubt_lists(listen, &trusted_proxies, &apps);
         for app in &apps {
             if shutdown.grace < app.backend.timeout {
                 self.warn(
@@ -221,6 +219,7 @@ impl<'s> Validator<'s> {
         } else if others.iter().any(|other| other.path == path && other.host == host) {
             self.problem(&format!("{at}.path"), "another app has this host and path");
         }
+        let allow_from = self.networks(&format!("{at}.allow_from"), &raw.allow_from);
         let freshness = Freshness {
             max_age: self.positive_duration(&format!("{at}.freshness.max_age"), &raw.freshness.max_age),
             max_future: self.duration(&format!("{at}.freshness.max_future"), &raw.freshness.max_future),
@@ -250,6 +249,7 @@ impl<'s> Validator<'s> {
             name,
             host,
             path,
+            allow_from,
             dialect,
             keys,
             strictness: match raw.contract {
