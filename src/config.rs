@@ -34,6 +34,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
     /// The admin listener.
     pub admin: SocketAddr,
     /// Logging.

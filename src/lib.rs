@@ -28,3 +28,4 @@ pub mod run;
 pub mod server;
 pub mod stage;
 pub mod telemetry;
+pub mod throttle;

@@ -85,7 +85,7 @@ impl Instance {
             admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
         // Ends with the process: monitoring may look until the very last.
         tokio::spawn(async move { axum::serve(private, admin_router).await });
-        let server = Server { limits: config.limits, proxies, metrics };
+        let server = Server { limits: config.limits, proxies, proxy_protocol: config.proxy_protocol, metrics };
         let server = tokio::spawn(server.serve(public, stack, stopping));
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
         Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, shutdown: config.shutdown })

@@ -2,6 +2,7 @@
 //! and lets go of everything when the process is to end.
 
 pub mod pace;
+pub mod proxy;
 pub mod wire;
 
 use std::convert::Infallible;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::pace::Pace;
+use self::proxy::Introductions;
 use self::wire::Wire;
 use crate::config::Limits;
 use crate::metrics::{InFlight, Metrics};
@@ -42,6 +44,8 @@ pub struct Server {
     pub limits: Limits,
     /// Whose forwarding headers are believed.
     pub proxies: Proxies,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
     /// Metrics of connections.
     pub metrics: Arc<Metrics>,
 }
@@ -58,6 +62,10 @@ impl Server {
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let connections = TaskTracker::new();
+        let introductions = self.proxy_protocol.then(|| {
+            let within = self.limits.header_timeout;
+            Arc::new(Introductions::new(self.proxies.clone(), within, Arc::clone(&self.metrics)))
+        });
         let places = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let accepted = tokio::select! {
@@ -78,9 +86,12 @@ impl Server {
             };
             let peer = self.proxies.peer(address.ip());
             let running = InFlight::new(&self.metrics.connections);
-            let (limits, stack, stop) = (self.limits, stack.clone(), stop.clone());
+            let (limits, stack, mut stop) = (self.limits, stack.clone(), stop.clone());
+            let introductions = introductions.clone();
             connections.spawn(async move {
-                connection(stream, peer, limits, stack, stop).await;
+                if let Some((stream, peer)) = introduced(stream, peer, introductions, &mut stop).await {
+                    connection(stream, peer, limits, stack, stop).await;
+                }
                 drop((place, running));
             });
         }
@@ -99,6 +110,24 @@ impl Server {
         tracing::warn!(%error, "cannot accept a connection; trying again");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
+}
+
+/// A connection and whom it is from, where a proxy has to say that; `None` if there is nobody to
+/// serve.
+async fn introduced(
+    mut stream: TcpStream,
+    peer: Peer,
+    introductions: Option<Arc<Introductions>>,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<(TcpStream, Peer)> {
+    let Some(introductions) = introductions else { return Some((stream, peer)) };
+    let peer = tokio::select! {
+        // What has come before the stop is served.
+        biased;
+        peer = introductions.introduce(&mut stream, peer) => peer?,
+        _ = stop.wait_for(|stop| *stop) => return None,
+    };
+    Some((stream, peer))
 }
 
 /// Serves one connection to its end.

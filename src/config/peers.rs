@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use super::raw::RawListen;
 use super::scalar::Strings;
 use super::validate::Validator;
 use super::{AppConfig, units};
@@ -13,6 +14,16 @@ impl Validator<'_> {
     pub(super) fn networks(&mut self, path: &str, raw: &Strings) -> Vec<IpNet> {
         let networks = raw.0.iter().enumerate();
         networks.filter_map(|(index, text)| self.read(&format!("{path}[{index}]"), units::network(text))).collect()
+    }
+
+    /// With a PROXY header required, somebody has to be allowed to send it.
+    pub(super) fn introductions(&mut self, raw: &RawListen) {
+        if raw.proxy_protocol.0 && raw.trusted_proxies.0.is_empty() {
+            self.problem(
+                "listen.proxy_protocol",
+                "needs listen.trusted_proxies: only proxies listed there may connect, and there is none",
+            );
+        }
     }
 
     /// Warns of lists that will not do what they are there for.

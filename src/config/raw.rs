@@ -41,11 +41,14 @@ pub struct RawListen {
     /// Networks (CIDR) of proxies in front whose X-Request-Id, X-Forwarded-For and Forwarded are
     /// believed. Nobody's by default.
     pub trusted_proxies: Strings,
+    /// Whether every connection begins with a PROXY header, version 1 or 2, before TLS. Only trusted
+    /// proxies can connect then.
+    pub proxy_protocol: Flag,
 }
 
 impl Default for RawListen {
     fn default() -> Self {
-        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default() }
+        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default(), proxy_protocol: Flag(false) }
     }
 }
 

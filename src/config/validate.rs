@@ -42,6 +42,7 @@ impl<'s> Validator<'s> {
             self.problem("admin.address", "must not be the public listener's address");
         }
         let trusted_proxies = self.networks("listen.trusted_proxies", &raw.listen.trusted_proxies);
+        self.introductions(&raw.listen);
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -75,6 +76,7 @@ impl<'s> Validator<'s> {
         Ok(Config {
             listen,
             trusted_proxies,
+            proxy_protocol: raw.listen.proxy_protocol.0,
             admin,
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,

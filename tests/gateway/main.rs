@@ -29,6 +29,7 @@ mod postgres;
 #[path = "../support/postgres.rs"]
 mod postgres_server;
 mod prometheus;
+mod proxy_protocol;
 mod query;
 mod restart;
 mod retention;
