@@ -13,6 +13,7 @@ pub mod units;
 pub mod validate;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub struct Limits {
     pub connections: usize,
     /// Most requests at once.
     pub in_flight: usize,
+    /// Most requests that may fail to verify in a minute, of each client; any number if `None`.
+    pub failed_per_minute: Option<NonZeroU64>,
     /// Longest time for a request's head.
     pub header_timeout: Duration,
     /// Longest idle time of a connection.

@@ -26,6 +26,7 @@ use crate::config::{Limits, TestConnection};
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Exchange, Verdict};
+use crate::failures::Failures;
 use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub limits: Limits,
     /// Deliveries, and the journal behind them.
     pub deliveries: Deliveries,
+    /// How often clients fail to verify, where that is limited.
+    pub failures: Option<Failures>,
     /// Free places for requests.
     pub slots: Arc<Semaphore>,
     /// All metrics.
@@ -299,6 +302,11 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
         Box::pin(async move {
             let mut exchange = Exchange::default();
             let result = gateway.exchange(&head, &caller, &mut exchange).await;
+            // Behind all stops: a request that verifies never gets here, however many failed before.
+            let result = result.map_err(|rejection| match &gateway.failures {
+                Some(failures) => failures.answer(rejection, caller.client),
+                None => rejection,
+            });
             let mut response = Response::new(Empty::new());
             response.extensions_mut().insert(Verdict { exchange, result });
             Ok(response)

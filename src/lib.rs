@@ -15,6 +15,7 @@ pub mod delivery;
 pub mod diagnosis;
 pub mod dialect;
 pub mod exchange;
+pub mod failures;
 pub mod gateway;
 pub mod journal;
 pub mod json;

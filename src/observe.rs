@@ -62,7 +62,9 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
-        if let Some(log) = &self.log {
+        if let Some(log) = &self.log
+            && result.as_ref().err().is_none_or(Rejection::is_logged)
+        {
             log.write(&Line {
                 now: clock::now(),
                 request_id,

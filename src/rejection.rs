@@ -105,6 +105,15 @@ pub enum Rejection {
         /// Its status.
         status: u16,
     },
+    /// The client failed to prove itself more often than `limits.failed_per_minute`.
+    TooManyFailures {
+        /// Seconds until another failure would be told in its own words.
+        retry_after: u32,
+        /// The code of what failed this time.
+        instead_of: &'static str,
+        /// Whether the log is told; once a minute is enough.
+        told: bool,
+    },
     /// The gateway is at one of its limits.
     Overloaded,
     /// The gateway is about to end.
@@ -171,6 +180,7 @@ impl Rejection {
             | Self::TimestampExpired { .. }
             | Self::TimestampInFuture { .. } => StatusCode::UNAUTHORIZED,
             Self::OrderConflict => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooManyFailures { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BackendUnreachable { .. }
             | Self::BackendBrokenReply { .. }
             | Self::BackendContract(_)
@@ -213,6 +223,7 @@ impl Rejection {
             Self::BackendContract(_) => "backend_contract",
             Self::BackendTimeout => "backend_timeout",
             Self::BackendError { .. } => "backend_error",
+            Self::TooManyFailures { .. } => "too_many_failures",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",
@@ -253,6 +264,7 @@ impl Rejection {
             Self::BackendContract(_) => "the backend's reply breaks the contract".into(),
             Self::BackendTimeout => "the backend did not reply in time".into(),
             Self::BackendError { .. } => "the backend failed".into(),
+            Self::TooManyFailures { .. } => "too many requests that do not verify came from this address".into(),
             Self::Overloaded => "the gateway is overloaded; come again".into(),
             Self::ShuttingDown => "the gateway is shutting down; come again".into(),
             Self::Internal => "an internal error; it was logged".into(),
@@ -290,6 +302,10 @@ impl Rejection {
             Self::SignatureInvalid(BadSignature::Ambiguous) => {
                 Some("a value contains a delimiter that this dialect signs unencoded".into())
             }
+            Self::TooManyFailures { instead_of, .. } => Some(
+                format!("{instead_of} this time; its failures beyond the limit are not logged again for a minute")
+                    .into(),
+            ),
             Self::BackendUnreachable { cause }
             | Self::BackendBrokenReply { cause }
             | Self::JournalUnavailable { cause } => Some((&**cause).into()),
@@ -324,9 +340,15 @@ impl Rejection {
         match self {
             Self::DeliveryInProgress | Self::JournalUnavailable { .. } => Some(5),
             Self::DeliveryHeld => Some(60),
+            Self::TooManyFailures { retry_after, .. } => Some(*retry_after),
             Self::Overloaded | Self::ShuttingDown => Some(1),
             _ => None,
         }
+    }
+
+    /// Whether the access log has a line for it.
+    pub fn is_logged(&self) -> bool {
+        !matches!(self, Self::TooManyFailures { told: false, .. })
     }
 
     /// Whether the connection must not carry another request: its framing is in doubt.

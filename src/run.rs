@@ -11,6 +11,7 @@ use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::app::App;
 use crate::config::{Config, ShutdownConfig, units};
+use crate::failures::Failures;
 use crate::gateway::{self, Gateway};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -69,6 +70,7 @@ impl Instance {
             routes: Routes::new(apps),
             limits: config.limits,
             deliveries: deliveries.clone(),
+            failures: config.limits.failed_per_minute.map(|limit| Failures::new(limit.get())),
             slots: Arc::new(Semaphore::new(config.limits.in_flight)),
             metrics: Arc::clone(&metrics),
         });

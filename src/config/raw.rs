@@ -124,6 +124,9 @@ pub struct RawLimits {
     pub connections: Int,
     /// Most requests at once; further ones get 503 with Retry-After.
     pub in_flight: Int,
+    /// Most requests of a client's address (IPv6: its /64) that may fail to verify in a minute; further
+    /// ones that fail get 429. Requests that verify always pass. 0: any number.
+    pub failed_per_minute: Int,
     /// How long a client may take to send a request's head.
     pub header_timeout: String,
     /// How long an idle connection is kept, and how long a client may take to read an answer.
@@ -138,6 +141,7 @@ impl Default for RawLimits {
             reply_bytes: "1MiB".into(),
             connections: Int(16_000),
             in_flight: Int(1_024),
+            failed_per_minute: Int(0),
             header_timeout: "10s".into(),
             idle_timeout: "75s".into(),
         }

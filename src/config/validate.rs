@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,6 +145,10 @@ impl<'s> Validator<'s> {
             reply_bytes: self.size("limits.reply_bytes", &raw.reply_bytes, 256..=64 * 1024 * 1024),
             connections: self.count("limits.connections", raw.connections, 1..=1_000_000),
             in_flight: self.count("limits.in_flight", raw.in_flight, 1..=1_000_000),
+            failed_per_minute: {
+                let count = self.count("limits.failed_per_minute", raw.failed_per_minute, 0..=1_000_000);
+                NonZeroU64::new(u64::try_from(count).unwrap_or(u64::MAX))
+            },
             header_timeout: self.positive_duration("limits.header_timeout", &raw.header_timeout),
             idle_timeout: self.positive_duration("limits.idle_timeout", &raw.idle_timeout),
         }
