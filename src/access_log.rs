@@ -39,8 +39,10 @@ pub struct Line<'a> {
     pub now: Timestamp,
     /// Its id.
     pub request_id: &'a str,
-    /// The other end of the connection.
+    /// The client's address; where it is not known, the last one on the way that is.
     pub client: IpAddr,
+    /// The other end of the connection, where it is not the client.
+    pub peer: Option<IpAddr>,
     /// Its method.
     pub method: &'a Method,
     /// Its target; only the path is logged.
@@ -65,6 +67,8 @@ struct Fields<'a> {
     message: &'static str,
     request_id: &'a str,
     client: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<IpAddr>,
     method: &'a str,
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,6 +138,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         message: "request",
         request_id: line.request_id,
         client: line.client,
+        peer: line.peer,
         method: line.method.as_str(),
         path: shown_path(path),
         app: app.map(|app| app.config.name.as_str()),
@@ -190,6 +195,7 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("duration_ms", Some(&fields.duration_ms));
     put("backend_ms", fields.backend_ms.as_ref().map(|value| value as _));
     put("client", Some(&fields.client));
+    put("peer", fields.peer.as_ref().map(|value| value as _));
     put("method", Some(&fields.method));
     put("path", Some(&fields.path));
     put("request_id", Some(&fields.request_id));

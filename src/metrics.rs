@@ -113,6 +113,8 @@ catalogue! {
     connections: IntGauge = "spigate_connections" [];
     /// Connections refused because limits.connections was reached.
     connections_refused: IntCounter = "spigate_connections_refused_total" [];
+    /// Connections closed because they did not begin with a PROXY header that counts, by reason.
+    proxy_protocol_errors: IntCounterVec = "spigate_proxy_protocol_errors_total" ["reason"];
     /// Times that accepting a connection failed, as it does without free file descriptors.
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
     /// When the certificate, or the earliest of those that are sent with it, expires: seconds since

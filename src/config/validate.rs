@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,7 @@ impl<'s> Validator<'s> {
         for (index, app) in raw.apps.iter().enumerate() {
             apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps));
         }
+        self.doubt_lists(&listeners, &apps);
         for app in &apps {
             if shutdown.grace < app.backend.timeout {
                 self.warn(
@@ -146,6 +148,10 @@ impl<'s> Validator<'s> {
             reply_bytes: self.size("limits.reply_bytes", &raw.reply_bytes, 256..=64 * 1024 * 1024),
             connections: self.count("limits.connections", raw.connections, 1..=1_000_000),
             in_flight: self.count("limits.in_flight", raw.in_flight, 1..=1_000_000),
+            failed_per_minute: {
+                let count = self.count("limits.failed_per_minute", raw.failed_per_minute, 0..=1_000_000);
+                NonZeroU64::new(u64::try_from(count).unwrap_or(u64::MAX))
+            },
             header_timeout: self.positive_duration("limits.header_timeout", &raw.header_timeout),
             idle_timeout: self.positive_duration("limits.idle_timeout", &raw.idle_timeout),
         }
@@ -216,6 +222,7 @@ impl<'s> Validator<'s> {
         } else if others.iter().any(|other| other.path == path && other.host == host) {
             self.problem(&format!("{at}.path"), "another app has this host and path");
         }
+        let allow_from = self.networks(&format!("{at}.allow_from"), &raw.allow_from);
         let freshness = Freshness {
             max_age: self.positive_duration(&format!("{at}.freshness.max_age"), &raw.freshness.max_age),
             max_future: self.duration(&format!("{at}.freshness.max_future"), &raw.freshness.max_future),
@@ -258,6 +265,7 @@ impl<'s> Validator<'s> {
             name,
             host,
             path,
+            allow_from,
             dialect,
             keys,
             strictness: match raw.contract {
