@@ -262,8 +262,8 @@ pub struct RawApp {
     pub on_unconfirmed: RawOnUnconfirmed,
     /// What tells purchases apart that carry no order number.
     pub without_order_id: RawWithoutOrderId,
-    /// Whether /readyz says no while the probe finds no URL of the backend well. Needs
-    /// `backend.probe`.
+    /// Whether /readyz says no while no URL of the backend is well. Such a backend is probed, with
+    /// the defaults of `backend.probe` if it has none.
     pub ready_requires_backend: Flag,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,

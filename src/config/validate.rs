@@ -237,7 +237,7 @@ impl<'s> Validator<'s> {
         let is_known = dialect.is_some();
         let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
-        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect);
+        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect, raw.ready_requires_backend.0);
         if !is_known {
             // Actions of a dialect that is not known cannot be wrong.
             self.problems.retain(|problem| !problem.path.starts_with(&format!("{at}.backend.routes.")));
@@ -252,13 +252,6 @@ impl<'s> Validator<'s> {
             self.warn(
                 &format!("{at}.enforce"),
                 &format!("is false: app {name} is only observed; nothing is refused, recorded or delivered once"),
-            );
-        }
-        let ready_requires_backend = raw.ready_requires_backend.0;
-        if ready_requires_backend && backend.probe.is_none() {
-            self.problem(
-                &format!("{at}.ready_requires_backend"),
-                "needs backend.probe: once traffic is withdrawn, nothing else would find out that the backend is back",
             );
         }
         Some(AppConfig {
@@ -282,7 +275,7 @@ impl<'s> Validator<'s> {
             hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
             join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
             freshness,
-            ready_requires_backend,
+            ready_requires_backend: raw.ready_requires_backend.0,
             backend,
         })
     }

@@ -139,5 +139,5 @@ async fn it_needs_somebody_who_may_speak() {
     let backend = Backend::confirming().await;
     let refused = Setup::new(&backend).environment("SPIGATE_LISTEN__PROXY_PROTOCOL", "true").refusal().await;
     assert_eq!(refused.code, 1, "{}", refused.text);
-    assert!(refused.text.contains("listen.proxy_protocol: needs listen.trusted_proxies"), "{}", refused.text);
+    assert!(refused.text.contains("listen.proxy_protocol: needs trusted_proxies"), "{}", refused.text);
 }
