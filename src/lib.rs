@@ -31,4 +31,5 @@ pub mod run;
 pub mod served;
 pub mod server;
 pub mod stage;
+pub mod systemd;
 pub mod telemetry;

@@ -100,6 +100,11 @@ impl Instance {
         Arc::clone(&self.live)
     }
 
+    /// What it does, in a line.
+    pub fn status(&self) -> String {
+        format!("serving on {}", self.listen)
+    }
+
     /// Stops: first not ready, then no new connections, then what still runs, within limits.
     pub async fn stop(self) {
         let ShutdownConfig { delay, grace } = self.live.served.borrow().shutdown;

@@ -38,5 +38,6 @@ mod signature;
 mod slow;
 mod stopped;
 mod support;
+mod systemd;
 mod target_and_host;
 mod tls;
