@@ -51,10 +51,19 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     if !*admin.ready.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n".to_owned());
     }
-    match admin.journal.health().check() {
-        Ok(()) => (StatusCode::OK, format!("ok\n{}", remarks(&admin.served.borrow()))),
-        Err(cause) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n")),
+    if let Err(cause) = admin.journal.health().check() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the journal is not available: {cause}\n"));
     }
+    // What the probes found last: whoever asks here calls no backend.
+    let served = Arc::clone(&admin.served.borrow());
+    let waits = served.apps.values().filter(|app| app.config.ready_requires_backend && !app.backend.is_ready());
+    let mut waits: Vec<_> = waits.map(|app| app.config.name.as_str()).collect();
+    waits.sort_unstable();
+    if !waits.is_empty() {
+        let text = format!("not ready: no URL of the backend is well, of app {}\n", waits.join(", "));
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
+    (StatusCode::OK, format!("ok\n{}", remarks(&served)))
 }
 
 /// What is no reason not to be ready, and should not be forgotten.
@@ -69,6 +78,7 @@ fn remarks(served: &Served) -> String {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     admin.journal.count().await;
+    admin.served.borrow().apps.values().for_each(|app| app.backend.show());
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),
         Err(error) => {

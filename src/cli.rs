@@ -7,6 +7,7 @@ pub mod check_config;
 pub mod completions;
 pub mod demo;
 pub mod explain;
+pub mod healthcheck;
 pub mod journal;
 pub mod man;
 pub mod serve;
@@ -48,6 +49,8 @@ enum Command {
     Explain(explain::Explain),
     /// See what became of deliveries, and decide about those in doubt
     Journal(journal::Journal),
+    /// Ask a running gateway whether it is ready
+    Healthcheck(healthcheck::Healthcheck),
     /// Report every problem of a configuration, or print it or its JSON schema
     CheckConfig(check_config::CheckConfig),
     /// Print what completes this command line in a shell
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Call(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Journal(command) => command.run(),
+        Command::Healthcheck(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

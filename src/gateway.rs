@@ -203,7 +203,7 @@ impl Gateway {
         let answer_by = caller.arrival + config.backend.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
             if config.test_connection == TestConnection::Probe
-                && let Err(unreachable) = forward::probe(&app.backend).await
+                && let Err(unreachable) = forward::probe(&app.backend, answer_by).await
             {
                 return Ok(unreachable);
             }

@@ -33,3 +33,4 @@ pub mod server;
 pub mod stage;
 pub mod systemd;
 pub mod telemetry;
+pub mod tls;

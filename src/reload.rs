@@ -84,7 +84,7 @@ impl Reloader {
         }
     }
 
-    fn succeeded(&mut self, config: &Config, ignored: &[&'static str], made_of: Fingerprint) {
+    fn succeeded(&mut self, config: &Config, ignored: &[String], made_of: Fingerprint) {
         (self.served, self.refused) = (made_of, None);
         self.live.metrics.config_reloads.with_label_values(&[SUCCESS]).inc();
         self.live.metrics.config_loaded.set(clock::now().as_second());

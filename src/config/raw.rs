@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use super::scalar::{Flag, Int, Secret, Strings};
+use super::scalar::{Flag, Int, OneOrMany, Secret, Strings};
 
 /// Configuration of spigate.
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Default, Debug)]
@@ -16,6 +16,8 @@ use super::scalar::{Flag, Int, Secret, Strings};
 pub struct RawConfig {
     /// Where the platform's requests arrive.
     pub listen: RawListen,
+    /// Further listeners, each with the keys of `[listen]`.
+    pub listeners: Vec<RawListen>,
     /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
@@ -36,8 +38,13 @@ pub struct RawConfig {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawListen {
-    /// Address and port.
+    /// Address and port, or `unix:` and the path of a socket.
     pub address: String,
+    /// Certificates and their keys; without any the listener speaks plain HTTP/1.1. Several are
+    /// told apart by the names in them; the first also answers for every other name.
+    pub tls: OneOrMany<RawCertificate>,
+    /// Certificate authorities (PEM): only clients with a certificate of one of them are served.
+    pub client_ca: Option<String>,
     /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
     /// Nobody's by default.
     pub trusted_proxies: Strings,
@@ -45,8 +52,23 @@ pub struct RawListen {
 
 impl Default for RawListen {
     fn default() -> Self {
-        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default() }
+        Self {
+            address: "0.0.0.0:8080".into(),
+            tls: OneOrMany::default(),
+            client_ca: None,
+            trusted_proxies: Strings::default(),
+        }
     }
+}
+
+/// A certificate and its key.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCertificate {
+    /// A file (PEM) with the certificate, and after it those between it and the authority.
+    pub certificate: Option<String>,
+    /// A file (PEM) with the certificate's private key, not encrypted.
+    pub key: Option<String>,
 }
 
 /// Where operators and monitoring look.
@@ -230,6 +252,9 @@ pub struct RawApp {
     pub on_unconfirmed: RawOnUnconfirmed,
     /// What tells purchases apart that carry no order number.
     pub without_order_id: RawWithoutOrderId,
+    /// Whether /readyz says no while the probe finds no URL of the backend well. Needs
+    /// `backend.probe`.
+    pub ready_requires_backend: Flag,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,
     /// Where requests are delivered.
@@ -250,6 +275,7 @@ impl Default for RawApp {
             deliver_once: Flag(true),
             on_unconfirmed: RawOnUnconfirmed::Retry,
             without_order_id: RawWithoutOrderId::Signature,
+            ready_requires_backend: Flag(false),
             freshness: RawFreshness::default(),
             backend: RawBackend::default(),
         }
@@ -350,8 +376,11 @@ impl Default for RawFreshness {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawBackend {
-    /// The endpoint, http or https.
+    /// The endpoint, http or https; a Unix socket is `http://unix:/run/app.sock:/path`.
     pub url: Option<String>,
+    /// Further URLs with the same path and query, tried in order where nothing was sent to those
+    /// before.
+    pub failover: Strings,
     /// The form in which the backend receives a request.
     pub send: RawSend,
     /// When the platform is answered at the latest, counted from the request's arrival.
@@ -364,6 +393,16 @@ pub struct RawBackend {
     pub keep_alive: String,
     /// Certificate authorities (PEM) for an https backend, instead of the system's.
     pub ca_file: Option<String>,
+    /// The certificate (PEM, with its chain) that an https backend is shown.
+    pub client_certificate: Option<String>,
+    /// The key (PEM) of `client_certificate`.
+    pub client_key: Option<String>,
+    /// The name that an https backend's certificate must have, instead of the URL's host.
+    pub server_name: Option<String>,
+    /// When a URL is left alone for a while.
+    pub health: RawHealth,
+    /// Looks from time to time whether each URL is well; does not, if it is left out.
+    pub probe: Option<RawProbe>,
     /// Method and path of single actions.
     pub routes: BTreeMap<String, RawRoute>,
 }
@@ -372,14 +411,66 @@ impl Default for RawBackend {
     fn default() -> Self {
         Self {
             url: None,
+            failover: Strings::default(),
             send: RawSend::Json,
             answer_within: "13s".into(),
             timeout: "60s".into(),
             connect_timeout: "2s".into(),
             keep_alive: "1s".into(),
             ca_file: None,
+            client_certificate: None,
+            client_key: None,
+            server_name: None,
+            health: RawHealth::default(),
+            probe: None,
             routes: BTreeMap::new(),
         }
+    }
+}
+
+/// When a URL of a backend is left alone for a while: its circuit is open.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHealth {
+    /// So many failures in a row open the circuit; 0 means never.
+    pub failures: Int,
+    /// How long it stays open before single calls try it; up to a quarter longer, by chance.
+    pub open_for: String,
+    /// What counts as a failure.
+    pub count: RawCount,
+}
+
+impl Default for RawHealth {
+    fn default() -> Self {
+        Self { failures: Int(5), open_for: "1s".into(), count: RawCount::Connect }
+    }
+}
+
+/// What counts as a failure of a backend's URL.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawCount {
+    /// No connection came about: nothing was sent.
+    Connect,
+    /// Also a reply that broke off or did not come in time, and 5xx.
+    Any,
+}
+
+/// How to look whether a backend's URL is well.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawProbe {
+    /// What is asked for with GET, 2xx and 3xx being well; without it, connecting is enough.
+    pub path: Option<String>,
+    /// How often.
+    pub every: String,
+    /// How long one look may take.
+    pub timeout: String,
+}
+
+impl Default for RawProbe {
+    fn default() -> Self {
+        Self { path: None, every: "5s".into(), timeout: "2s".into() }
     }
 }
 

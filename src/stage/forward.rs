@@ -26,12 +26,12 @@ pub async fn forward(
     result.map_err(delivery_of)
 }
 
-/// Whether the backend accepts a connection.
+/// Whether the backend accepts a connection until `deadline`, at any of its URLs.
 ///
 /// # Errors
 /// The delivery that ended here.
-pub async fn probe(backend: &Backend) -> Result<(), Delivery> {
-    backend.probe().await.map_err(delivery_of)
+pub async fn probe(backend: &Backend, deadline: Instant) -> Result<(), Delivery> {
+    backend.accepts(deadline).await.map_err(delivery_of)
 }
 
 fn delivery_of(error: CallError) -> Delivery {

@@ -69,6 +69,8 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
         ("spigate_key_verifications_total", vec!["app", "key"]),
         ("spigate_contract_warnings_total", vec!["app", "action", "field"]),
         ("spigate_backend_violations_total", vec!["app", "action", "rule"]),
+        ("spigate_backend_up", vec!["app", "backend"]),
+        ("spigate_backend_circuit_opened_total", vec!["app", "backend"]),
         ("spigate_deliveries_total", vec!["app", "action", "outcome"]),
         ("spigate_unconfirmed_deliveries", vec!["app"]),
         ("spigate_unanswered_deliveries", vec!["app"]),
@@ -93,6 +95,7 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
     assert_eq!(values("action"), BTreeSet::from(["CreateAppInstance", "TestConnection", "unknown"]));
     assert_eq!(values("outcome"), BTreeSet::from(["delivered", "refused", "failed", "unconfirmed", "rejected"]));
     assert_eq!(values("key"), BTreeSet::from(["k-2026"]));
+    assert_eq!(values("backend"), BTreeSet::from(["0"]));
     assert_eq!(values("rule"), BTreeSet::from(["instance_id_missing"]));
     assert!(!metrics.contains("made-up"), "{metrics}");
     for (series, expected) in [
@@ -297,4 +300,24 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
         }
         assert!(output.contains("signature_invalid") && output.contains("no active key"), "{output}");
     }
+}
+
+#[tokio::test]
+async fn a_container_without_other_programs_can_ask_whether_it_is_ready() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Gateway::over(&backend).await;
+    let url = format!("http://{}/readyz", gateway.admin);
+    let ask = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_spigate"));
+        let output = command.args(["healthcheck", "--url", &url]).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(ask(), (Some(0), "ok\n".to_owned()));
+    std::fs::remove_file(gateway.directory().path().join("spigate.db")).unwrap();
+    gateway.wait_for_readyz(503).await;
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("the journal is not available"), "{text}");
+    gateway.kill();
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("no connection"), "{text}");
 }
