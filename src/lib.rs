@@ -32,6 +32,7 @@ pub mod run;
 pub mod served;
 pub mod server;
 pub mod stage;
+pub mod systemd;
 pub mod telemetry;
 pub mod throttle;
 pub mod tls;

@@ -126,6 +126,11 @@ impl Instance {
         Arc::clone(&self.live)
     }
 
+    /// What it does, in a line.
+    pub fn status(&self) -> String {
+        format!("serving on {}", self.listen)
+    }
+
     /// Stops: first not ready, and clients are asked to connect anew; then no new connections; then
     /// what still runs, within limits.
     pub async fn stop(self) {

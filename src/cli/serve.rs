@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::{Failure, Overrides, load_config_with_fingerprint, print_config, reload_config};
 use crate::reload::Reloader;
 use crate::run::Instance;
-use crate::telemetry;
+use crate::{systemd, telemetry};
 
 /// Arguments of `spigate serve`.
 #[derive(Args)]
@@ -52,7 +52,10 @@ impl Serve {
             let path = self.config.clone();
             let reloader = Reloader::new(running.live(), move || reload_config(&path, &sources), made_of);
             tokio::spawn(reloader.run(Arc::clone(&signals.hangups)));
+            systemd::ready(&running.status());
+            tokio::spawn(systemd::watchdog());
             signals.first().await;
+            systemd::stopping();
             tokio::select! {
                 () = running.stop() => {}
                 () = signals.second() => tracing::warn!("second signal: ending at once"),

@@ -28,7 +28,7 @@ fn is_change(line: &Value, from: &str, to: &str) -> bool {
 #[tokio::test]
 async fn the_level_changes_and_the_log_says_who_did_it() {
     let backend = Backend::confirming().await;
-    let gateway = Gateway::over(&backend).await;
+    let gateway = Setup::new(&backend).top("[shutdown]\ndelay = \"0s\"\n").start().await;
     assert_eq!(level(&gateway).await, json!({ "level": "info", "configured": "info", "reverts_at": null }));
     let changed = post(&gateway, "", "trace\n", CURL).await;
     assert_eq!(changed.status, 200, "{changed:?}");
@@ -69,6 +69,11 @@ async fn a_level_for_a_while_goes_back_by_itself() {
     within_deadline("the level from before", back).await;
     let line = gateway.line("the way back", |line| is_change(line, "warn", "debug")).await;
     assert_eq!(line["by"], "the end of the time that was asked for");
+    // A reload takes the level from the file, as it takes everything else.
+    gateway.reconfigure(|text| text.replace("level = \"debug\"", "level = \"info\"")).await;
+    assert_eq!(level(&gateway).await["level"], "info");
+    let line = gateway.line("the reload's change", |line| is_change(line, "debug", "info")).await;
+    assert_eq!(line["by"], "the configuration");
 }
 
 #[tokio::test]

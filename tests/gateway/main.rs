@@ -46,6 +46,7 @@ mod signature;
 mod slow;
 mod stopped;
 mod support;
+mod systemd;
 mod target_and_host;
 mod tls;
 mod unix_socket;
