@@ -35,6 +35,7 @@ mod prometheus;
 mod query;
 mod restart;
 mod retention;
+mod scan;
 mod signature;
 mod slow;
 mod stopped;
