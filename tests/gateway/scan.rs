@@ -42,7 +42,7 @@ async fn testssl_finds_no_vulnerability_and_nothing_weak() {
     // It came to its end, and looked at what it was asked to look at.
     let of = |id: &str| {
         let found = findings.iter().find(|finding| finding["id"] == id);
-        found.map(|finding| text(finding, "severity")).unwrap_or_else(|| panic!("{id} is not in {output}"))
+        text(found.unwrap_or_else(|| panic!("{id} is not in {output}")), "severity")
     };
     let wanted = ["SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2", "TLS1_3", "ALPN_HTTP2", "cipher_order", "heartbleed"];
     for id in wanted.into_iter().chain(["CCS", "ticketbleed", "ROBOT", "secure_renego", "POODLE_SSL", "LUCKY13"]) {
