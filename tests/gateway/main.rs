@@ -42,6 +42,7 @@ mod query;
 mod reload;
 mod restart;
 mod retention;
+mod scan;
 mod signature;
 mod slow;
 mod stopped;
