@@ -109,6 +109,8 @@ catalogue! {
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
+    /// Log lines dropped because standard output was too slow for them.
+    log_dropped: IntCounter = "spigate_log_dropped_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Always 1; the version is a label.

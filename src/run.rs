@@ -83,10 +83,14 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (stop, stopping) = watch::channel(false);
-        let admin_router =
-            admin::router(Admin { metrics: Arc::clone(&metrics), journal: Arc::clone(&journal), ready: is_ready });
-        // Ends with the process: monitoring may look until the very last.
-        tokio::spawn(async move { axum::serve(private, admin_router).await });
+        let admin_router = admin::router(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: Arc::clone(&journal),
+            ready: is_ready,
+            dropped_lines: telemetry.map(|telemetry| telemetry.out.error_counter()),
+            requests: tokio::runtime::Handle::current(),
+        });
+        admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
         let server = Server { limits: config.limits, proxies, proxy_protocol: config.proxy_protocol, metrics };
         let server = tokio::spawn(server.serve(public, stack, stopping));
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");

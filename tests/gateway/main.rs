@@ -22,6 +22,7 @@ mod journal_file;
 mod load;
 mod observability;
 mod outcomes;
+mod overload;
 mod peers;
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -78,6 +78,7 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
         ("spigate_connections", vec![]),
         ("spigate_connections_refused_total", vec![]),
         ("spigate_accept_errors_total", vec![]),
+        ("spigate_log_dropped_total", vec![]),
         ("spigate_callers_gone_total", vec![]),
         ("spigate_panics_total", vec![]),
         ("spigate_build_info", vec!["version"]),
