@@ -16,7 +16,6 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -30,8 +29,8 @@ pub struct Admin {
     pub journal: Arc<Journal>,
     /// Whether requests are welcome.
     pub ready: watch::Receiver<bool>,
-    /// Log lines that were dropped; none where nothing is logged.
-    pub dropped_lines: Option<ErrorCounter>,
+    /// How many log lines were dropped; none where nothing is logged.
+    pub dropped_lines: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
     /// Where requests run, and the journal with them.
     pub requests: Handle,
 }
@@ -85,9 +84,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let counted = admin.requests.spawn(async move { journal.count().await });
     let _ = tokio::time::timeout(COUNT_WITHIN, counted).await;
     if let Some(dropped) = &admin.dropped_lines {
-        let dropped = u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX);
         // One thread serves all scrapes, and nothing is waited for in between.
-        admin.metrics.log_dropped.inc_by(dropped.saturating_sub(admin.metrics.log_dropped.get()));
+        admin.metrics.log_dropped.inc_by(dropped().saturating_sub(admin.metrics.log_dropped.get()));
     }
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),

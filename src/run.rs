@@ -87,7 +87,7 @@ impl Instance {
             metrics: Arc::clone(&metrics),
             journal: Arc::clone(&journal),
             ready: is_ready,
-            dropped_lines: telemetry.map(|telemetry| telemetry.out.error_counter()),
+            dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
             requests: tokio::runtime::Handle::current(),
         });
         admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;

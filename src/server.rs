@@ -32,11 +32,14 @@ use crate::peer::{Peer, Proxies};
 use crate::rejection::Rejection;
 use crate::stage::answer;
 use crate::stage::receive::MAX_HEADERS;
+use crate::throttle::Throttle;
 
 /// hyper answers 414 by itself where a target passes 65,534 bytes; its buffer must hold more.
 const MAX_HEAD: usize = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines about it: it may go on for as long as somebody holds all descriptors.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the listener needs to know.
 pub struct Server {
@@ -66,6 +69,7 @@ impl Server {
             let within = self.limits.header_timeout;
             Arc::new(Introductions::new(self.proxies.clone(), within, Arc::clone(&self.metrics)))
         });
+        let complaints = Throttle::new(COMPLAIN_AGAIN);
         let places = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let accepted = tokio::select! {
@@ -75,7 +79,7 @@ impl Server {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    self.rest_after(&error).await;
+                    self.rest_after(&error, &complaints).await;
                     continue;
                 }
             };
@@ -101,13 +105,15 @@ impl Server {
 
     /// A connection that broke before it was accepted is its own problem; anything else, like
     /// having no file descriptors left, takes time to pass.
-    async fn rest_after(&self, error: &io::Error) {
+    async fn rest_after(&self, error: &io::Error, complaints: &Throttle) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
             return;
         }
         self.metrics.accept_errors.inc();
-        tracing::warn!(%error, "cannot accept a connection; trying again");
+        if complaints.passes() {
+            tracing::warn!(%error, "cannot accept a connection; trying again");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
