@@ -28,6 +28,12 @@ impl Validator<'_> {
 
     /// Warns of lists that will not do what they are there for.
     pub(super) fn doubt_lists(&mut self, listen: Option<SocketAddr>, trusted: &[IpNet], apps: &[AppConfig]) {
+        if let Some(everybody) = trusted.iter().find(|network| network.prefix_len() == 0) {
+            self.warn(
+                "listen.trusted_proxies",
+                &format!("{everybody} believes everybody: any client can name any other; list the proxies alone"),
+            );
+        }
         let lists = apps.iter().enumerate().filter(|(_, app)| !app.allow_from.is_empty());
         for (index, app) in lists {
             let path = format!("apps[{index}].allow_from");
