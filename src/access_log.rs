@@ -21,6 +21,8 @@ use crate::rejection::{Fault, Rejection};
 
 /// Longest path that is logged; strangers choose it.
 const MAX_PATH: usize = 256;
+/// Longest method that is logged; they choose that, too.
+const MAX_METHOD: usize = 32;
 
 /// A path as it is logged: not all of one that is too long.
 pub(crate) fn shown_path(path: &str) -> &str {
@@ -127,7 +129,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
     let Line { exchange, rejection, .. } = *line;
     let app = exchange.app.as_deref();
     let action = app.zip(exchange.action).map(|(app, action)| app.config.dialect.actions[action].name.as_str());
-    let path = line.path.path();
+    let (method, path) = (line.method.as_str(), line.path.path());
     let told = rejection.or(exchange.would_refuse.as_ref());
     Fields {
         timestamp: format!("{:.3}", line.now),
@@ -139,7 +141,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         request_id: line.request_id,
         client: line.client,
         peer: line.peer,
-        method: line.method.as_str(),
+        method: if method.len() > MAX_METHOD { "(long)" } else { method },
         path: shown_path(path),
         app: app.map(|app| app.config.name.as_str()),
         action,

@@ -125,6 +125,8 @@ catalogue! {
     tls_handshake_errors: IntCounterVec = "spigate_tls_handshake_errors_total" ["reason"];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
+    /// Log lines dropped because standard output was too slow for them.
+    log_dropped: IntCounter = "spigate_log_dropped_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Changed configurations, by what became of them; a failure keeps the one before.

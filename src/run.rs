@@ -105,10 +105,10 @@ impl Instance {
             served: now_served.clone(),
             ready: is_ready,
             levels,
+            dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
+            requests: tokio::runtime::Handle::current(),
         });
-        let admin_router = admin_router.into_make_service_with_connect_info::<std::net::SocketAddr>();
-        // Ends with the process: monitoring may look until the very last.
-        tokio::spawn(async move { axum::serve(private, admin_router).await });
+        admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
         let places = Places::default();
         let mut servers = Vec::new();
         for (listener, address, name, tls) in public {

@@ -34,6 +34,7 @@ use crate::places::Places;
 use crate::rejection::Rejection;
 use crate::served::Served;
 use crate::stage::answer;
+use crate::throttle::Throttle;
 use crate::tls::{self, Acceptors};
 
 /// Most bytes of a request's head. hyper answers 414 by itself where a target passes 65,534 bytes;
@@ -41,6 +42,8 @@ use crate::tls::{self, Acceptors};
 const MAX_HEAD: u32 = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines about it: it may go on for as long as somebody holds all descriptors.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
 /// How far the process has come on its way to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +95,7 @@ impl Server {
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let connections = TaskTracker::new();
+        let complaints = Throttle::new(COMPLAIN_AGAIN);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -99,7 +103,7 @@ impl Server {
             };
             match accepted {
                 Ok((socket, address)) => self.take(socket, address, &stack, &phase, &connections),
-                Err(error) => self.rest_after(&error).await,
+                Err(error) => self.rest_after(&error, &complaints).await,
             }
         }
         for (socket, address) in listener.close() {
@@ -151,13 +155,15 @@ impl Server {
 
     /// A connection that broke before it was accepted is its own problem; anything else, like
     /// having no file descriptors left, takes time to pass.
-    async fn rest_after(&self, error: &io::Error) {
+    async fn rest_after(&self, error: &io::Error, complaints: &Throttle) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
             return;
         }
         self.metrics.accept_errors.inc();
-        tracing::warn!(%error, "cannot accept a connection; trying again");
+        if complaints.passes() {
+            tracing::warn!(%error, "cannot accept a connection; trying again");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -32,6 +32,14 @@ impl Validator<'_> {
             Address::Unix(_) => true,
         };
         let trusted: Vec<_> = listeners.iter().flat_map(|listener| &listener.trusted_proxies).collect();
+        for listener in listeners {
+            if let Some(everybody) = listener.trusted_proxies.iter().find(|network| network.prefix_len() == 0) {
+                self.warn(
+                    &format!("{}.trusted_proxies", listener.name),
+                    &format!("{everybody} believes everybody: any client can name any other; list the proxies alone"),
+                );
+            }
+        }
         let lists = apps.iter().enumerate().filter(|(_, app)| !app.allow_from.is_empty());
         for (index, app) in lists {
             let path = format!("apps[{index}].allow_from");

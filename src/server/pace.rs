@@ -144,6 +144,7 @@ mod tests {
             reply_bytes: 1,
             connections: 1,
             in_flight: 1,
+            failed_per_minute: None,
             header_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
         };

@@ -30,6 +30,7 @@ mod log_level;
 mod observability;
 mod observe;
 mod outcomes;
+mod overload;
 mod peers;
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -74,6 +74,10 @@ async fn lists_that_will_not_do_are_warned_of_or_refused() {
     }
     let checked = Setup::new(&backend).app("allow_from = [\"192.0.2.0/24\"]").check();
     assert_eq!(checked.code, 0, "{}", checked.text);
+    let believing = Setup::new(&backend).environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "0.0.0.0/0").start().await;
+    believing
+        .line("the warning", |line| line["message"].as_str().is_some_and(|text| text.contains("believes everybody")))
+        .await;
     let warning = "apps[0].allow_from: the listener is reached from this machine only";
     assert!(checked.text.contains(warning), "{}", checked.text);
 }

@@ -1,9 +1,17 @@
 //! Connections that a proxy hands through: who they are from stands in front of them.
 
+use std::net::SocketAddr;
+use std::process::Command;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+
 use crate::support::backend::{Backend, CREATED};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
+use crate::support::process::{Process, free_port};
+use crate::support::{Directory, has_program, within_deadline};
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -140,4 +148,48 @@ async fn it_needs_somebody_who_may_speak() {
     let refused = Setup::new(&backend).environment("SPIGATE_LISTEN__PROXY_PROTOCOL", "true").refusal().await;
     assert_eq!(refused.code, 1, "{}", refused.text);
     assert!(refused.text.contains("listen.proxy_protocol: needs trusted_proxies"), "{}", refused.text);
+}
+
+/// Asks from another loopback address than the proxy's, and closes.
+async fn ask_from(source: [u8; 4], address: SocketAddr) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((source, 0))).unwrap();
+    let mut stream = within_deadline("connecting", socket.connect(address)).await.unwrap();
+    let mut answer = String::new();
+    within_deadline("sending", stream.write_all(get(&create().target(), "Connection: close\r\n").as_bytes()))
+        .await
+        .unwrap();
+    within_deadline("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_real_haproxy_is_understood_in_both_versions() {
+    if !has_program("haproxy") {
+        return;
+    }
+    let backend = Backend::confirming().await;
+    let gateway = gateway(&backend, "127.0.0.1", "").await;
+    let (directory, listen) = (Directory::new(), gateway.listen);
+    let (one, two) = (free_port(), free_port());
+    let config = directory.write(
+        "haproxy.cfg",
+        &format!(
+            "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 20s\n  timeout client 60s\n  \
+             timeout server 60s\n  default-server check inter 50ms check-send-proxy\nlisten one\n  bind {one}\n  \
+             server gateway {listen} send-proxy\nlisten two\n  bind {two}\n  server gateway {listen} send-proxy-v2\n"
+        ),
+    );
+    let mut command = Command::new("haproxy");
+    let haproxy = Process::start(command.arg("-db").arg("-f").arg(config), two, directory.path().join("log")).await;
+    for (source, address) in [([127, 0, 0, 2], one), ([127, 0, 0, 3], two)] {
+        let answer = ask_from(source, address).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(CREATED), "{answer}\n{}", haproxy.output());
+        let client = std::net::Ipv4Addr::from(source).to_string();
+        let line = gateway.line("the access line", |line| line["client"] == client.as_str()).await;
+        assert_eq!((&line["peer"], &line["outcome"]), (&"127.0.0.1".into(), &"delivered".into()), "{line}");
+        assert_eq!(backend.requests().pop().unwrap().header("x-forwarded-for"), Some(client.as_str()));
+    }
+    // Its health checks and what looked whether it listens are no errors.
+    assert_eq!(gateway.metric(&errors("malformed")).await, 0.0, "{}", gateway.output());
 }
