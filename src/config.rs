@@ -14,6 +14,7 @@ pub mod listen;
 pub mod raw;
 pub mod scalar;
 pub mod source;
+pub mod telemetry;
 pub mod units;
 pub mod validate;
 
@@ -36,6 +37,7 @@ use journal::JournalConfig;
 use listen::ListenConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
+use telemetry::TelemetryConfig;
 
 /// A configuration that can be served.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Logging.
     pub log: LogConfig,
+    /// Traces.
+    pub telemetry: TelemetryConfig,
     /// Limits of the public listener.
     pub limits: Limits,
     /// How the process ends.
