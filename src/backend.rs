@@ -13,7 +13,7 @@
 //! - `probe.rs`: looks whether a URL is well
 
 mod circuit;
-mod dial;
+pub(crate) mod dial;
 mod health;
 mod member;
 mod pool;

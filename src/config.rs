@@ -15,6 +15,7 @@ mod peers;
 pub mod raw;
 pub mod scalar;
 pub mod source;
+pub mod telemetry;
 pub mod units;
 pub mod validate;
 
@@ -39,6 +40,7 @@ use journal::JournalConfig;
 use listen::ListenConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
+use telemetry::TelemetryConfig;
 
 /// A configuration that can be served.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Logging.
     pub log: LogConfig,
+    /// Traces.
+    pub telemetry: TelemetryConfig,
     /// Limits of the public listener.
     pub limits: Limits,
     /// How the process ends.

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::config::journal::Location;
 use crate::config::listen::Address;
 use crate::config::raw::LogFormat;
+use crate::config::telemetry::TelemetryConfig;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
@@ -69,6 +70,7 @@ pub struct Fixed {
     journal: Location,
     lease: Duration,
     format: LogFormat,
+    telemetry: TelemetryConfig,
 }
 
 impl Fixed {
@@ -83,6 +85,7 @@ impl Fixed {
             journal: config.journal.location.clone(),
             lease: config.journal.lease,
             format: config.log.format,
+            telemetry: config.telemetry.clone(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Fixed {
             ("journal.url", !self.journal.is(&other.journal)),
             ("journal.lease", self.lease != other.lease),
             ("log.format", self.format != other.format),
+            ("telemetry", self.telemetry != other.telemetry),
         ];
         keys.extend(others.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()));
         keys

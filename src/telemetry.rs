@@ -1,24 +1,35 @@
 //! Logging: events and access lines to standard output, each kind with a queue of its own, and a
-//! panic hook that says where, never what: a panic's message may hold a secret.
+//! panic hook that says where, never what: a panic's message may hold a secret. And traces, where
+//! they are wanted.
 
 pub mod level;
 pub mod spans;
+#[cfg_attr(not(feature = "otel"), path = "telemetry/no_traces.rs")]
+pub mod traces;
 
 use std::io;
 use std::panic;
 
+use tokio::runtime::Handle;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use self::level::Levels;
-use crate::config::LogConfig;
+use self::traces::Traces;
+use crate::config::Config;
 use crate::config::raw::LogFormat;
 
 /// Lines of each kind that wait for a slow standard output; further ones are dropped rather than
 /// kept in memory or waited for.
 const BUFFERED_LINES: usize = 8_192;
+
+/// Whose events are logged and whose spans are traced: this crate's.
+const OURS: &str = env!("CARGO_CRATE_NAME");
+
+/// One of the consumers of events and spans.
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Keeps the writer alive; flushes when it is dropped.
 pub struct Telemetry {
@@ -26,6 +37,8 @@ pub struct Telemetry {
     pub out: NonBlocking,
     /// The level of events, for who changes it.
     pub levels: Levels,
+    /// Traces, if there are some.
+    pub traces: Option<Traces>,
     dropped: [ErrorCounter; 2],
     _guards: [WorkerGuard; 2],
 }
@@ -42,24 +55,29 @@ fn queue() -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).finish(io::stdout())
 }
 
-/// Sets logging up for the process.
-pub fn init(config: &LogConfig) -> Telemetry {
+/// Sets logging and traces up for the process, whose runtime this is.
+///
+/// # Errors
+/// Traces that are wanted and cannot be.
+pub fn init(config: &Config, runtime: &Handle) -> Result<Telemetry, String> {
     // Anybody can cause access lines; they must not push out what needs the operator. Each line is
     // one write, so the two do not cut into each other.
     let ((out, access_guard), (events, events_guard)) = (queue(), queue());
     let dropped = [out.error_counter(), events.error_counter()];
-    let (levels, filter) = Levels::new(config.level);
+    let (levels, filter) = Levels::new(config.log.level);
     // Spans are stops of a request, and below the usual level: their ends say how long each took.
     let lines = fmt::layer().with_writer(events).with_target(false).with_span_events(FmtSpan::CLOSE);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
+    let lines: BoxedLayer = match config.log.format {
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
         LogFormat::Text => lines.with_ansi(false).with_filter(filter).boxed(),
     };
+    let (traces, layer) = traces::start(&config.telemetry, runtime)?.unzip();
+    let layers: Vec<BoxedLayer> = [lines].into_iter().chain(layer).collect();
     // A second call in one process (tests) keeps the first subscriber.
-    let _ = tracing::subscriber::set_global_default(Registry::default().with(lines));
+    let _ = tracing::subscriber::set_global_default(Registry::default().with(layers));
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
         tracing::error!(place, "panic: a bug; please report it with this place");
     }));
-    Telemetry { out, levels, dropped, _guards: [access_guard, events_guard] }
+    Ok(Telemetry { out, levels, traces, dropped, _guards: [access_guard, events_guard] })
 }

@@ -23,15 +23,15 @@ const MAX_REPLY_HEAD: usize = 64 * 1024;
 const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A connection that requests can be sent on.
-pub(super) type Sender = SendRequest<Full<Bytes>>;
+pub(crate) type Sender = SendRequest<Full<Bytes>>;
 
 /// Connects to one URL.
-pub(super) struct Dialer {
-    pub(super) address: Address,
+pub(crate) struct Dialer {
+    pub(crate) address: Address,
     /// With the name that the certificate must have.
-    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
+    pub(crate) tls: Option<(TlsConnector, ServerName<'static>)>,
     /// Longest time, TLS included.
-    pub(super) limit: Duration,
+    pub(crate) limit: Duration,
 }
 
 impl Dialer {
@@ -39,7 +39,7 @@ impl Dialer {
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) async fn connect(&self) -> Result<Sender, String> {
+    pub(crate) async fn connect(&self) -> Result<Sender, String> {
         match timeout(self.limit, self.open()).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no connection within {} ms", self.limit.as_millis())),

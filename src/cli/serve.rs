@@ -36,15 +36,15 @@ impl Serve {
             return print_config(&self.config, self.overrides.settings());
         }
         let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
-        let telemetry = telemetry::init(&config.log);
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
-        raise_descriptor_limit(config.limits.connections);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::unusable(format!("no runtime: {error}")))?;
+        let telemetry = telemetry::init(&config, runtime.handle()).map_err(Failure::unusable)?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        raise_descriptor_limit(config.limits.connections);
         let result = runtime.block_on(async {
             // Before anything is accepted, so that no signal finds the process unprepared.
             let mut signals = Signals::new()?;
@@ -57,7 +57,11 @@ impl Serve {
             signals.first().await;
             systemd::stopping();
             tokio::select! {
-                () = running.stop() => {}
+                () = running.stop() => {
+                    if let Some(traces) = &telemetry.traces {
+                        traces.flush().await;
+                    }
+                }
                 () = signals.second() => tracing::warn!("second signal: ending at once"),
             }
             Ok(())

@@ -22,6 +22,8 @@ pub struct RawConfig {
     pub admin: RawAdmin,
     /// What is logged, to standard output.
     pub log: RawLog,
+    /// Traces, for a collector that speaks OTLP.
+    pub telemetry: RawTelemetry,
     /// Limits for an open port.
     pub limits: RawLimits,
     /// How the process ends after SIGTERM.
@@ -131,6 +133,25 @@ pub enum LogFormat {
     Json,
     /// Text for a human.
     Text,
+}
+
+/// Traces, for a collector that speaks OTLP. Only in a spigate that was built with them.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTelemetry {
+    /// Where OTLP/HTTP is taken, like `http://127.0.0.1:4318`; `/v1/traces` is added. Without it
+    /// there are no traces.
+    pub otlp_endpoint: Option<String>,
+    /// The service's name in traces. Without it, what `OTEL_SERVICE_NAME` says, or else "spigate".
+    pub service_name: Option<String>,
+    /// How many of a hundred requests are traced; those that a trusted proxy traces always are.
+    pub sample_percent: Int,
+}
+
+impl Default for RawTelemetry {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, service_name: None, sample_percent: Int(100) }
+    }
 }
 
 /// Limits for an open port.

@@ -54,6 +54,7 @@ impl<'s> Validator<'s> {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
             grace: self.duration("shutdown.grace", &raw.shutdown.grace),
         };
+        let telemetry = self.telemetry(&raw.telemetry);
         let journal = self.journal(&raw.journal);
         if raw.apps.is_empty() && !self.problems.iter().any(|problem| problem.path.starts_with("apps")) {
             self.problem("apps", "there is no [[apps]] entry; nothing would be served");
@@ -85,6 +86,7 @@ impl<'s> Validator<'s> {
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,
             shutdown,
+            telemetry,
             journal,
             dialects,
             apps,

@@ -17,10 +17,10 @@ use crate::telemetry::spans;
 /// The delivery that ended here: *failed* where nothing was sent, else *unconfirmed*.
 pub async fn forward(
     backend: &Backend,
-    request: Request<Full<Bytes>>,
+    mut request: Request<Full<Bytes>>,
     deadline: Instant,
 ) -> Result<RawReply, Delivery> {
-    let span = spans::backend(&request);
+    let span = spans::backend(&mut request);
     let result = backend.call(request, deadline).instrument(span.clone()).await;
     spans::called(&span, &result);
     result.map_err(delivery_of)

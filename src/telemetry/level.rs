@@ -11,12 +11,10 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::reload;
 
+use super::OURS;
 use crate::clock;
 use crate::config::raw::LogLevel;
 use crate::config::units;
-
-/// Whose events are logged: this crate's.
-const OURS: &str = env!("CARGO_CRATE_NAME");
 
 /// The filter of events, as [`Levels`] changes it.
 pub type Filter = reload::Layer<Targets, Registry>;

@@ -5,9 +5,10 @@
 //! or a body is among them.
 
 use http::{HeaderValue, Request, Response, header};
-use tracing::field::{Empty, display};
+use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
+use super::traces;
 use crate::access_log;
 use crate::backend::{CallError, RawReply};
 use crate::delivery::Outcome;
@@ -19,10 +20,9 @@ use crate::rejection::Rejection;
 pub fn request<B>(request: &Request<B>) -> Span {
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     let id = request.extensions().get::<tower_http::request_id::RequestId>();
-    debug_span!(
+    let span = debug_span!(
         "request",
         otel.kind = "server",
-        otel.name = Empty,
         otel.status_code = Empty,
         request_id = id.and_then(|id| id.header_value().to_str().ok()),
         client.address = %peer.address,
@@ -34,7 +34,9 @@ pub fn request<B>(request: &Request<B>) -> Span {
         spigate.app = Empty,
         spigate.action = Empty,
         spigate.outcome = Empty,
-    )
+    );
+    traces::continue_from(&span, request.headers(), peer.trusted);
+    span
 }
 
 /// Tells the span of the request that is being answered what it came to.
@@ -48,7 +50,7 @@ pub fn answered<B>(response: &Response<B>, exchange: &Exchange, outcome: Outcome
     if let Some(app) = exchange.app.as_deref() {
         span.record("spigate.app", app.config.name.as_str());
         span.record("http.route", app.config.path.as_str());
-        span.record("otel.name", display(format_args!("GET {}", app.config.path)));
+        traces::rename(&span, || format!("GET {}", app.config.path));
         if let Some(action) = exchange.action {
             span.record("spigate.action", app.config.dialect.actions[action].name.as_str());
         }
@@ -70,7 +72,9 @@ pub fn verify() -> Span {
 /// A delivery, which outlives its request where it has to; so it is no part of the request's
 /// span, which ends with the answer.
 pub fn delivery(request_id: &str) -> Span {
-    debug_span!(parent: None, "delivery", request_id)
+    let span = debug_span!(parent: None, "delivery", request_id);
+    traces::follow_current(&span);
+    span
 }
 
 /// What the journal is asked before a delivery.
@@ -78,11 +82,11 @@ pub fn claim() -> Span {
     debug_span!("claim", spigate.decision = Empty)
 }
 
-/// A call of the backend.
-pub fn backend<B>(request: &Request<B>) -> Span {
+/// A call of the backend, whose request names it as its parent where it is traced.
+pub fn backend<B>(request: &mut Request<B>) -> Span {
     let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
     let host = host.and_then(|host| http::uri::Authority::try_from(host).ok());
-    debug_span!(
+    let span = debug_span!(
         "backend",
         otel.kind = "client",
         otel.name = request.method().as_str(),
@@ -92,7 +96,9 @@ pub fn backend<B>(request: &Request<B>) -> Span {
         server.port = host.as_ref().and_then(http::uri::Authority::port_u16),
         http.response.status_code = Empty,
         "error.type" = Empty,
-    )
+    );
+    traces::hand_on(&span, request.headers_mut());
+    span
 }
 
 /// Tells the span of a call what it came to.

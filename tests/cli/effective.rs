@@ -117,3 +117,22 @@ fn an_action_that_is_written_in_two_ways_has_no_two_routes() {
     let expected = "apps[0].backend.routes.renewappinstance: the action has another route, in other letters";
     assert!(err(&output).contains(expected), "{}", err(&output));
 }
+
+#[test]
+fn traces_that_were_not_built_in_are_a_problem_of_the_configuration() {
+    let text = configuration(&format!("value = \"{KEY}\""));
+    let endpoint = [("SPIGATE_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:4318")];
+    let output = fed(&["check-config", "--config", "-"], &text, &endpoint);
+    if cfg!(feature = "otel") {
+        assert!(output.status.success(), "{}", err(&output));
+    } else {
+        assert_eq!(output.status.code(), Some(1));
+        let expected =
+            "SPIGATE_TELEMETRY__OTLP_ENDPOINT: telemetry.otlp_endpoint: this spigate was built without traces";
+        assert!(err(&output).contains(expected), "{}", err(&output));
+    }
+    let wrong = [("SPIGATE_TELEMETRY__OTLP_ENDPOINT", "collector:4318"), ("SPIGATE_TELEMETRY__SAMPLE_PERCENT", "101")];
+    let output = fed(&["check-config", "--config", "-"], &text, &wrong);
+    assert!(err(&output).contains("telemetry.sample_percent: must be from 0 to 100"), "{}", err(&output));
+    assert!(err(&output).contains("telemetry.otlp_endpoint: "), "{}", err(&output));
+}
