@@ -4,7 +4,7 @@
 //! attributes are OpenTelemetry's semantic conventions where those have one. Nothing of a query
 //! or a body is among them.
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
@@ -14,19 +14,21 @@ use crate::backend::{CallError, RawReply};
 use crate::delivery::Outcome;
 use crate::exchange::Exchange;
 use crate::peer::Peer;
+use crate::peer::client::Client;
 use crate::rejection::Rejection;
 
 /// The whole of a request, from its arrival to its answer.
 pub fn request<B>(request: &Request<B>) -> Span {
-    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+    let is_trusted = request.extensions().get().is_some_and(|peer: &Peer| peer.trusted);
+    let client = request.extensions().get().map(|client: &Client| tracing::field::display(client.address));
     let id = request.extensions().get::<tower_http::request_id::RequestId>();
     let span = debug_span!(
         "request",
         otel.kind = "server",
         otel.status_code = Empty,
         request_id = id.and_then(|id| id.header_value().to_str().ok()),
-        client.address = %peer.address,
-        http.request.method = request.method().as_str(),
+        client.address = client,
+        http.request.method = known(request.method()),
         url.path = access_log::shown_path(request.uri().path()),
         http.route = Empty,
         http.response.status_code = Empty,
@@ -35,8 +37,24 @@ pub fn request<B>(request: &Request<B>) -> Span {
         spigate.action = Empty,
         spigate.outcome = Empty,
     );
-    traces::continue_from(&span, request.headers(), peer.trusted);
+    traces::continue_from(&span, request.headers(), is_trusted);
     span
+}
+
+/// A method, or the conventions' word for those that a stranger made up.
+fn known(method: &Method) -> &str {
+    let standard = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    if standard.contains(method) { method.as_str() } else { "_OTHER" }
 }
 
 /// Tells the span of the request that is being answered what it came to.
