@@ -1,9 +1,15 @@
 //! The admin listener: liveness, readiness, metrics, the log level. Nothing of it is on the
 //! public port.
+//!
+//! It has a thread and a runtime of its own. On the public listener's it would wait behind every
+//! request and connection that a flood brings, just when somebody wants to look.
 
 pub mod log_level;
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,6 +17,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
 use crate::journal::Journal;
@@ -31,6 +39,33 @@ pub struct Admin {
     pub ready: watch::Receiver<bool>,
     /// The level of the log, where there is one.
     pub levels: Option<Levels>,
+    /// How many log lines were dropped; none where nothing is logged.
+    pub dropped_lines: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
+    /// Where requests run, and the journal with them.
+    pub requests: Handle,
+}
+
+/// How long a scrape waits for the journal to be counted; the numbers of the last one stay then.
+const COUNT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Serves the admin listener, to the end of the process: monitoring may look until the very last.
+///
+/// # Errors
+/// No thread, or no runtime.
+pub fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _runtime = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    let serve = move || {
+        // It waits out errors of accepting, and never ends.
+        let _ = runtime.block_on(async {
+            axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+        });
+    };
+    std::thread::Builder::new().name("admin".into()).spawn(serve).map(drop)
 }
 
 /// Prometheus' text format, as its scrapers ask for it.
@@ -77,7 +112,14 @@ fn remarks(served: &Served) -> String {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    admin.journal.count().await;
+    // What the journal waits for belongs to its own runtime, which may be busy.
+    let journal = Arc::clone(&admin.journal);
+    let counted = admin.requests.spawn(async move { journal.count().await });
+    let _ = tokio::time::timeout(COUNT_WITHIN, counted).await;
+    if let Some(dropped) = &admin.dropped_lines {
+        // One thread serves all scrapes, and nothing is waited for in between.
+        admin.metrics.log_dropped.inc_by(dropped().saturating_sub(admin.metrics.log_dropped.get()));
+    }
     admin.served.borrow().apps.values().for_each(|app| app.backend.show());
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),

@@ -11,6 +11,7 @@ pub mod files;
 pub mod journal;
 pub mod keys;
 pub mod listen;
+mod peers;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -19,10 +20,12 @@ pub mod units;
 pub mod validate;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
@@ -88,6 +91,8 @@ pub struct Limits {
     pub connections: usize,
     /// Most requests at once.
     pub in_flight: usize,
+    /// Most requests that may fail to verify in a minute, of each client; any number if `None`.
+    pub failed_per_minute: Option<NonZeroU64>,
     /// Longest time for a request's head.
     pub header_timeout: Duration,
     /// Longest idle time of a connection.
@@ -112,6 +117,8 @@ pub struct AppConfig {
     pub host: Option<String>,
     /// The path it is called at.
     pub path: String,
+    /// Whose requests are looked at; everybody's if it is empty.
+    pub allow_from: Vec<IpNet>,
     /// Its dialect.
     pub dialect: Arc<Dialect>,
     /// Its keys.

@@ -113,6 +113,8 @@ catalogue! {
     connections: IntGauge = "spigate_connections" [];
     /// Connections refused because limits.connections was reached.
     connections_refused: IntCounter = "spigate_connections_refused_total" [];
+    /// Connections closed because they did not begin with a PROXY header that counts, by reason.
+    proxy_protocol_errors: IntCounterVec = "spigate_proxy_protocol_errors_total" ["reason"];
     /// Times that accepting a connection failed, as it does without free file descriptors.
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
     /// When the certificate, or the earliest of those that are sent with it, expires: seconds since
@@ -123,6 +125,8 @@ catalogue! {
     tls_handshake_errors: IntCounterVec = "spigate_tls_handshake_errors_total" ["reason"];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
+    /// Log lines dropped because standard output was too slow for them.
+    log_dropped: IntCounter = "spigate_log_dropped_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Changed configurations, by what became of them; a failure keeps the one before.

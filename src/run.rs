@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -57,13 +57,13 @@ impl Instance {
         let keeper = tokio::spawn(Arc::clone(&journal).keep());
 
         let mut public = Vec::new();
-        for ListenConfig { name, address, trusted_proxies, tls } in config.listeners.clone() {
+        for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
             let listener = Listener::bind(&address).await.map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
-            public.push((listener, address, name, trusted_proxies, tls));
+            public.push((listener, address, name, tls));
         }
         let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
         let private = TcpListener::bind(config.admin).await.map_err(wrong)?;
@@ -102,19 +102,19 @@ impl Instance {
         let admin_router = admin::router(Admin {
             metrics: Arc::clone(&metrics),
             journal: Arc::clone(&journal),
-            served: now_served,
+            served: now_served.clone(),
             ready: is_ready,
             levels,
+            dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
+            requests: tokio::runtime::Handle::current(),
         });
-        let admin_router = admin_router.into_make_service_with_connect_info::<std::net::SocketAddr>();
-        // Ends with the process: monitoring may look until the very last.
-        tokio::spawn(async move { axum::serve(private, admin_router).await });
-        let places = Arc::new(Semaphore::new(config.limits.connections));
+        admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
+        let places = Places::default();
         let mut servers = Vec::new();
-        for (listener, address, name, trusted_proxies, tls) in public {
+        for (listener, address, name, tls) in public {
             tracing::info!(listener = name, %address, tls = tls.is_some(), "listening");
-            let (places, metrics) = (Arc::clone(&places), Arc::clone(&metrics));
-            let server = Server { limits: config.limits, places, trusted_proxies, tls, metrics };
+            let (served, places) = (now_served.clone(), places.clone());
+            let server = Server::new(name, served, places, tls, Arc::clone(&metrics));
             servers.push(tokio::spawn(server.serve(listener, stack.clone(), is_in_phase.clone())));
         }
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");

@@ -5,6 +5,7 @@ pub mod http1;
 pub mod http2;
 pub mod listener;
 pub mod pace;
+pub mod proxy;
 pub mod stream;
 pub mod wire;
 
@@ -18,19 +19,22 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use ipnet::IpNet;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::listener::Listener;
+use self::proxy::Introductions;
 use self::stream::{Socket, Stream};
 use crate::config::Limits;
 use crate::metrics::{InFlight, Metrics};
 use crate::peer::Peer;
+use crate::places::Places;
 use crate::rejection::Rejection;
+use crate::served::Served;
 use crate::stage::answer;
+use crate::throttle::Throttle;
 use crate::tls::{self, Acceptors};
 
 /// Most bytes of a request's head. hyper answers 414 by itself where a target passes 65,534 bytes;
@@ -38,6 +42,8 @@ use crate::tls::{self, Acceptors};
 const MAX_HEAD: u32 = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines about it: it may go on for as long as somebody holds all descriptors.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
 /// How far the process has come on its way to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,21 +57,32 @@ pub enum Phase {
 }
 
 /// What a listener needs to know.
-#[derive(Clone)]
 pub struct Server {
-    /// Limits of connections.
-    pub limits: Limits,
-    /// Free places for connections, of all listeners.
-    pub places: Arc<Semaphore>,
-    /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// Its name in the configuration.
+    name: String,
+    /// Limits of connections, and who is believed, as the configuration has it now.
+    served: watch::Receiver<Arc<Served>>,
+    /// Places for connections, of all listeners.
+    places: Places,
     /// Its side of TLS handshakes; plain HTTP/1 without.
-    pub tls: Option<Arc<Acceptors>>,
-    /// Metrics of connections.
-    pub metrics: Arc<Metrics>,
+    tls: Option<Arc<Acceptors>>,
+    introductions: Arc<Introductions>,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
+    /// The server of the listener called `name`; `places` are shared by all of them.
+    pub fn new(
+        name: String,
+        served: watch::Receiver<Arc<Served>>,
+        places: Places,
+        tls: Option<Arc<Acceptors>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let introductions = Arc::new(Introductions::new(Arc::clone(&metrics)));
+        Self { name, served, places, tls, introductions, metrics }
+    }
+
     /// Serves `listener` with `stack` until `phase` is [`Phase::Stopping`]; then takes the
     /// connections that wait already and no new ones, closes idle ones and returns the tracker of
     /// those that still finish a request.
@@ -78,6 +95,7 @@ impl Server {
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let connections = TaskTracker::new();
+        let complaints = Throttle::new(COMPLAIN_AGAIN);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -85,7 +103,7 @@ impl Server {
             };
             match accepted {
                 Ok((socket, address)) => self.take(socket, address, &stack, &phase, &connections),
-                Err(error) => self.rest_after(&error).await,
+                Err(error) => self.rest_after(&error, &complaints).await,
             }
         }
         for (socket, address) in listener.close() {
@@ -110,7 +128,8 @@ impl Server {
             + 'static,
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let served = Arc::clone(&self.served.borrow());
+        let Some(place) = self.places.take(served.limits.connections) else {
             self.metrics.connections_refused.inc();
             // A client that waits for a TLS handshake could not read an answer.
             if self.tls.is_none() {
@@ -118,32 +137,54 @@ impl Server {
             }
             return;
         };
-        let peer = self.peer(address);
+        // A listener that the configuration has no more stays until the restart, and believes nobody.
+        let door = served.doors.get(&self.name).cloned().unwrap_or_default();
+        let peer = door.proxies.peer(address.ip());
         let running = InFlight::new(&self.metrics.connections);
-        let (limits, tls, metrics) = (self.limits, self.tls.clone(), Arc::clone(&self.metrics));
-        let (stack, phase) = (stack.clone(), phase.clone());
+        let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
+        let introductions = door.proxy_protocol.then(|| Arc::clone(&self.introductions));
+        let (stack, mut phase) = (stack.clone(), phase.clone());
         connections.spawn(async move {
-            connection(socket, peer, limits, tls, &metrics, stack, phase).await;
+            let introduced = introduced(socket, peer, introductions, limits.header_timeout, &mut phase).await;
+            if let Some((socket, peer)) = introduced {
+                connection(socket, peer, limits, tls, &metrics, stack, phase).await;
+            }
             drop((place, running));
         });
     }
 
     /// A connection that broke before it was accepted is its own problem; anything else, like
     /// having no file descriptors left, takes time to pass.
-    async fn rest_after(&self, error: &io::Error) {
+    async fn rest_after(&self, error: &io::Error, complaints: &Throttle) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
             return;
         }
         self.metrics.accept_errors.inc();
-        tracing::warn!(%error, "cannot accept a connection; trying again");
+        if complaints.passes() {
+            tracing::warn!(%error, "cannot accept a connection; trying again");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
+}
 
-    fn peer(&self, address: SocketAddr) -> Peer {
-        let address = address.ip().to_canonical();
-        Peer { address, trusted: self.trusted_proxies.iter().any(|network| network.contains(&address)) }
-    }
+/// A connection and whom it is from, where a proxy has to say that; `None` if there is nobody to
+/// serve.
+async fn introduced(
+    mut socket: Socket,
+    peer: Peer,
+    introductions: Option<Arc<Introductions>>,
+    within: Duration,
+    phase: &mut watch::Receiver<Phase>,
+) -> Option<(Socket, Peer)> {
+    let Some(introductions) = introductions else { return Some((socket, peer)) };
+    let peer = tokio::select! {
+        // What has come before the stop is served.
+        biased;
+        peer = introductions.introduce(&mut socket, peer, within) => peer?,
+        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return None,
+    };
+    Some((socket, peer))
 }
 
 /// Serves one connection to its end.

@@ -1,5 +1,6 @@
-//! Logging: one writer to standard output for events and access lines, and a panic hook that
-//! says where, never what: a panic's message may hold a secret. And traces, where they are wanted.
+//! Logging: events and access lines to standard output, each kind with a queue of its own, and a
+//! panic hook that says where, never what: a panic's message may hold a secret. And traces, where they are
+//! wanted.
 
 pub mod level;
 pub mod spans;
@@ -10,7 +11,7 @@ use std::io;
 use std::panic;
 
 use tokio::runtime::Handle;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Layer, Registry, fmt};
@@ -20,8 +21,8 @@ use self::traces::Traces;
 use crate::config::Config;
 use crate::config::raw::LogFormat;
 
-/// Lines that wait for a slow standard output; further ones are dropped rather than kept in
-/// memory or waited for.
+/// Lines of each kind that wait for a slow standard output; further ones are dropped rather than
+/// kept in memory or waited for.
 const BUFFERED_LINES: usize = 8_192;
 
 /// Whose events are logged and whose spans are traced: this crate's.
@@ -38,7 +39,20 @@ pub struct Telemetry {
     pub levels: Levels,
     /// Traces, if there are some.
     pub traces: Option<Traces>,
-    _guard: WorkerGuard,
+    dropped: [ErrorCounter; 2],
+    _guards: [WorkerGuard; 2],
+}
+
+impl Telemetry {
+    /// Counts the lines of either kind that were dropped.
+    pub fn dropped_lines(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let counters = self.dropped.clone();
+        move || counters.iter().map(|counter| u64::try_from(counter.dropped_lines()).unwrap_or(u64::MAX / 2)).sum()
+    }
+}
+
+fn queue() -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).finish(io::stdout())
 }
 
 /// Sets logging and traces up for the process, whose runtime this is.
@@ -46,11 +60,13 @@ pub struct Telemetry {
 /// # Errors
 /// Traces that are wanted and cannot be.
 pub fn init(config: &Config, runtime: &Handle) -> Result<Telemetry, String> {
-    let (out, guard) =
-        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).finish(io::stdout());
+    // Anybody can cause access lines; they must not push out what needs the operator. Each line is
+    // one write, so the two do not cut into each other.
+    let ((out, access_guard), (events, events_guard)) = (queue(), queue());
+    let dropped = [out.error_counter(), events.error_counter()];
     let (levels, filter) = Levels::new(config.log.level);
     // Spans are stops of a request, and below the usual level: their ends say how long each took.
-    let lines = fmt::layer().with_writer(out.clone()).with_target(false).with_span_events(FmtSpan::CLOSE);
+    let lines = fmt::layer().with_writer(events).with_target(false).with_span_events(FmtSpan::CLOSE);
     let lines: BoxedLayer = match config.log.format {
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
         LogFormat::Text => lines.with_ansi(false).with_filter(filter).boxed(),
@@ -63,5 +79,5 @@ pub fn init(config: &Config, runtime: &Handle) -> Result<Telemetry, String> {
         let place = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
         tracing::error!(place, "panic: a bug; please report it with this place");
     }));
-    Ok(Telemetry { out, levels, traces, _guard: guard })
+    Ok(Telemetry { out, levels, traces, dropped, _guards: [access_guard, events_guard] })
 }

@@ -249,3 +249,81 @@ impl Acceptors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn identity(name: &str, names: &[&str], year: i32) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let chain = params.self_signed(&key).unwrap().pem().into_bytes();
+        Identity { name: name.to_owned(), chain, key: key.serialize_pem().into_bytes().into() }
+    }
+
+    fn config(identities: Vec<Identity>) -> TlsConfig {
+        TlsConfig { identities, client_ca: None }
+    }
+
+    #[test]
+    fn names_are_taken_as_certificates_mean_them() {
+        let names = [&["a.example"][..], &["*.b.example", "B.example"], &["c.b.example"]];
+        let key = |names| certified(&identity("x", names, 2090)).unwrap();
+        let certificates = names.map(key).map(|(key, facts)| (facts.names, Arc::new(key)));
+        let by_name = ByName { certificates: certificates.to_vec() };
+        let index = |key: &Arc<CertifiedKey>| {
+            by_name.certificates.iter().position(|(_, known)| Arc::ptr_eq(known, key)).unwrap()
+        };
+        for (name, expected) in [
+            (None, &[0][..]),
+            (Some("a.example"), &[0]),
+            (Some("b.example"), &[1]),
+            (Some("B.EXAMPLE"), &[1]),
+            (Some("x.b.example"), &[1]),
+            (Some("c.b.example"), &[1, 2]),
+            (Some("x.y.b.example"), &[0]),
+            (Some("example"), &[0]),
+            (Some("b.example.org"), &[0]),
+        ] {
+            assert_eq!(by_name.candidates(name).map(index).collect::<Vec<_>>(), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_replaces_a_certificate_is_used_from_then_on_and_an_error_changes_nothing() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (old, new) = (identity("old", &["a"], 2090), identity("new", &["a"], 2091));
+        let acceptors = Acceptors::new("listen", &config(vec![old.clone()]), Arc::clone(&metrics)).unwrap();
+        let shown = || {
+            let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+            let lines = text.lines().filter(|line| line.starts_with("spigate_tls_certificate_expiry"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = Arc::clone(&acceptors.current.borrow());
+        let line = |name: &str, year: i32| {
+            let expiry = rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
+            let labels = format!("certificate=\"{name}\",listener=\"listen\"");
+            format!("spigate_tls_certificate_expiry_timestamp_seconds{{{labels}}} {expiry}")
+        };
+        assert_eq!(shown(), [line("old", 2090)]);
+        let mixed = Identity { key: old.key.clone(), ..new.clone() };
+        let error = acceptors.replace(&config(vec![mixed])).unwrap_err();
+        assert_eq!(error, "new: the key does not belong to the certificate");
+        assert!(Arc::ptr_eq(&before, &acceptors.current.borrow()));
+        assert_eq!(shown(), [line("old", 2090)]);
+        acceptors.replace(&config(vec![new])).unwrap();
+        assert!(!Arc::ptr_eq(&before, &acceptors.current.borrow()));
+        assert_eq!(shown(), [line("new", 2091)]);
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let config = config(vec![identity("x", &["a"], 2090)]);
+        let key = std::str::from_utf8(&config.identities[0].key).unwrap().lines().nth(1).unwrap().to_owned();
+        let shown = format!("{config:?}");
+        assert!(shown.contains('x') && !shown.contains(&key) && !shown.contains("45, 45, 45"), "{shown}");
+    }
+}

@@ -145,7 +145,15 @@ impl BackendConfig {
 }
 
 impl Validator<'_> {
-    pub(super) fn backend(&mut self, at: &str, raw: &RawBackend, dialect: &Dialect) -> Option<BackendConfig> {
+    /// Reads a backend. One that `/readyz` waits for is probed in any case: once traffic is withdrawn,
+    /// nothing else would find out that it is back.
+    pub(super) fn backend(
+        &mut self,
+        at: &str,
+        raw: &RawBackend,
+        dialect: &Dialect,
+        is_waited_for: bool,
+    ) -> Option<BackendConfig> {
         let send = match raw.send {
             raw::RawSend::Json => Send::Json,
             raw::RawSend::Headers => Send::Headers,
@@ -186,7 +194,8 @@ impl Validator<'_> {
                 raw::RawCount::Any => CountedFailures::Any,
             },
         };
-        let probe = raw.probe.as_ref().map(|probe| self.probe(&format!("{at}.probe"), probe));
+        let by_default = is_waited_for.then(raw::RawProbe::default);
+        let probe = raw.probe.as_ref().or(by_default.as_ref()).map(|probe| self.probe(&format!("{at}.probe"), probe));
         let routes = self.routes(at, raw, send, parsed.as_ref().map_or("/", |(_, path)| path), dialect);
         let (endpoint, path) = parsed?;
         let backend = BackendConfig {

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::raw::{RawCertificate, RawListen};
-use super::units;
 use super::validate::Validator;
 use crate::{clock, tls};
 
@@ -21,6 +20,8 @@ pub struct ListenConfig {
     pub address: Address,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
     /// Its certificates; plain HTTP/1.1 without.
     pub tls: Option<TlsConfig>,
 }
@@ -97,12 +98,11 @@ impl Validator<'_> {
             Some(path) => Some(Address::Unix(self.base.join(path))),
             None => self.address(&place, &raw.address).map(Address::Tcp),
         };
-        let trusted_proxies = raw.trusted_proxies.0.iter().enumerate();
-        let trusted_proxies = trusted_proxies
-            .filter_map(|(index, text)| self.read(&format!("{at}.trusted_proxies[{index}]"), units::network(text)))
-            .collect();
+        let trusted_proxies = self.networks(&format!("{at}.trusted_proxies"), &raw.trusted_proxies);
+        self.introductions(at, raw);
         let tls = self.tls(at, raw);
-        Some(ListenConfig { name: at.to_owned(), address: address?, trusted_proxies, tls })
+        let proxy_protocol = raw.proxy_protocol.0;
+        Some(ListenConfig { name: at.to_owned(), address: address?, trusted_proxies, proxy_protocol, tls })
     }
 
     fn tls(&mut self, at: &str, raw: &RawListen) -> Option<TlsConfig> {

@@ -47,9 +47,12 @@ pub struct RawListen {
     pub tls: OneOrMany<RawCertificate>,
     /// Certificate authorities (PEM): only clients with a certificate of one of them are served.
     pub client_ca: Option<String>,
-    /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
-    /// Nobody's by default.
+    /// Networks (CIDR) of proxies in front whose X-Request-Id, X-Forwarded-For and Forwarded are
+    /// believed. Nobody's by default.
     pub trusted_proxies: Strings,
+    /// Whether every connection begins with a PROXY header, version 1 or 2, before TLS. Only trusted
+    /// proxies can connect then.
+    pub proxy_protocol: Flag,
 }
 
 impl Default for RawListen {
@@ -59,6 +62,7 @@ impl Default for RawListen {
             tls: OneOrMany::default(),
             client_ca: None,
             trusted_proxies: Strings::default(),
+            proxy_protocol: Flag(false),
         }
     }
 }
@@ -164,6 +168,9 @@ pub struct RawLimits {
     pub connections: Int,
     /// Most requests at once; further ones get 503 with Retry-After.
     pub in_flight: Int,
+    /// Most requests of a client's address (IPv6: its /64) that may fail to verify in a minute; further
+    /// ones that fail get 429. Requests that verify always pass. 0: any number.
+    pub failed_per_minute: Int,
     /// How long a client may take to send a request's head.
     pub header_timeout: String,
     /// How long an idle connection is kept, and how long a client may take to read an answer.
@@ -178,6 +185,7 @@ impl Default for RawLimits {
             reply_bytes: "1MiB".into(),
             connections: Int(16_000),
             in_flight: Int(1_024),
+            failed_per_minute: Int(0),
             header_timeout: "10s".into(),
             idle_timeout: "75s".into(),
         }
@@ -253,6 +261,8 @@ pub struct RawApp {
     pub host: Option<String>,
     /// The path that the platform calls, exactly.
     pub path: Option<String>,
+    /// Networks (CIDR) of the clients that may call this app, the platform's; everybody if empty.
+    pub allow_from: Strings,
     /// The marketplace's dialect.
     pub dialect: Option<String>,
     /// Keys from the platform's console; any active one verifies.
@@ -273,8 +283,8 @@ pub struct RawApp {
     pub on_unconfirmed: RawOnUnconfirmed,
     /// What tells purchases apart that carry no order number.
     pub without_order_id: RawWithoutOrderId,
-    /// Whether /readyz says no while the probe finds no URL of the backend well. Needs
-    /// `backend.probe`.
+    /// Whether /readyz says no while no URL of the backend is well. Such a backend is probed, with
+    /// the defaults of `backend.probe` if it has none.
     pub ready_requires_backend: Flag,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,
@@ -288,6 +298,7 @@ impl Default for RawApp {
             name: None,
             host: None,
             path: None,
+            allow_from: Strings::default(),
             dialect: None,
             keys: Vec::new(),
             contract: RawContract::Lenient,

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,7 @@ impl<'s> Validator<'s> {
         for (index, app) in raw.apps.iter().enumerate() {
             apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps));
         }
+        self.doubt_lists(&listeners, &apps);
         for app in &apps {
             if shutdown.grace < app.backend.timeout {
                 self.warn(
@@ -148,6 +150,10 @@ impl<'s> Validator<'s> {
             reply_bytes: self.size("limits.reply_bytes", &raw.reply_bytes, 256..=64 * 1024 * 1024),
             connections: self.count("limits.connections", raw.connections, 1..=1_000_000),
             in_flight: self.count("limits.in_flight", raw.in_flight, 1..=1_000_000),
+            failed_per_minute: {
+                let count = self.count("limits.failed_per_minute", raw.failed_per_minute, 0..=1_000_000);
+                NonZeroU64::new(u64::try_from(count).unwrap_or(u64::MAX))
+            },
             header_timeout: self.positive_duration("limits.header_timeout", &raw.header_timeout),
             idle_timeout: self.positive_duration("limits.idle_timeout", &raw.idle_timeout),
         }
@@ -218,6 +224,7 @@ impl<'s> Validator<'s> {
         } else if others.iter().any(|other| other.path == path && other.host == host) {
             self.problem(&format!("{at}.path"), "another app has this host and path");
         }
+        let allow_from = self.networks(&format!("{at}.allow_from"), &raw.allow_from);
         let freshness = Freshness {
             max_age: self.positive_duration(&format!("{at}.freshness.max_age"), &raw.freshness.max_age),
             max_future: self.duration(&format!("{at}.freshness.max_future"), &raw.freshness.max_future),
@@ -232,7 +239,7 @@ impl<'s> Validator<'s> {
         let is_known = dialect.is_some();
         let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
-        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect);
+        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect, raw.ready_requires_backend.0);
         if !is_known {
             // Actions of a dialect that is not known cannot be wrong.
             self.problems.retain(|problem| !problem.path.starts_with(&format!("{at}.backend.routes.")));
@@ -249,17 +256,11 @@ impl<'s> Validator<'s> {
                 &format!("is false: app {name} is only observed; nothing is refused, recorded or delivered once"),
             );
         }
-        let ready_requires_backend = raw.ready_requires_backend.0;
-        if ready_requires_backend && backend.probe.is_none() {
-            self.problem(
-                &format!("{at}.ready_requires_backend"),
-                "needs backend.probe: once traffic is withdrawn, nothing else would find out that the backend is back",
-            );
-        }
         Some(AppConfig {
             name,
             host,
             path,
+            allow_from,
             dialect,
             keys,
             strictness: match raw.contract {
@@ -276,7 +277,7 @@ impl<'s> Validator<'s> {
             hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
             join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
             freshness,
-            ready_requires_backend,
+            ready_requires_backend: raw.ready_requires_backend.0,
             backend,
         })
     }

@@ -40,7 +40,7 @@ where
     let service = service_fn(move |mut request: Request<Incoming>| {
         let pace = Arc::clone(&service_pace);
         pace.begun();
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         let answer = stack.clone().call(request);
         async move {
             let mut answer = answer.await;

@@ -50,7 +50,7 @@ where
     let opened = Arc::clone(&streams);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let open = Open::new(&opened);
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         let is_head = request.method() == Method::HEAD;
         let answer = stack.clone().call(request);
         async move {

@@ -16,8 +16,8 @@ use crate::config::listen::Address;
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
-    /// A Unix socket.
-    Unix(UnixListener, SocketFile),
+    /// A Unix socket. The file goes first: once nobody listens, another process may make its own.
+    Unix(SocketFile, UnixListener),
 }
 
 /// A socket's file, removed when its listener is gone.
@@ -46,7 +46,7 @@ impl Listener {
                 let listener = UnixListener::bind(path)?;
                 let file = SocketFile(path.clone());
                 fs::set_permissions(path, Permissions::from_mode(MODE))?;
-                Ok(Self::Unix(listener, file))
+                Ok(Self::Unix(file, listener))
             }
         }
     }
@@ -58,7 +58,7 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+            Self::Unix(file, _) => Ok(Address::Unix(file.0.clone())),
         }
     }
 
@@ -69,7 +69,7 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         match self {
             Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Socket::Tcp(stream), peer)),
-            Self::Unix(listener, _) => listener.accept().await.map(|(stream, _)| (Socket::Unix(stream), UNSPECIFIED)),
+            Self::Unix(_, listener) => listener.accept().await.map(|(stream, _)| (Socket::Unix(stream), UNSPECIFIED)),
         }
     }
 
@@ -87,7 +87,7 @@ impl Listener {
                     waiting.extend(adopted.map(|stream| (Socket::Tcp(stream), peer)));
                 }
             }
-            Self::Unix(listener, file) => {
+            Self::Unix(file, listener) => {
                 // Nobody new first, then those who came before.
                 drop(file);
                 let Ok(listener) = listener.into_std() else { return waiting };

@@ -131,3 +131,37 @@ impl Pace {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_a_stop_only_what_is_idle_is_over() {
+        let limits = Limits {
+            parameters: 1,
+            query_bytes: 1,
+            reply_bytes: 1,
+            connections: 1,
+            in_flight: 1,
+            failed_per_minute: None,
+            header_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+        };
+        let pace = Pace::new(&limits);
+        assert!(!pace.is_over() && !pace.is_leaving());
+        pace.stop();
+        // A new connection's first request is on the way.
+        assert!(!pace.is_over() && pace.is_leaving());
+        for (step, is_over) in [
+            (Pace::received as fn(&Pace), false),
+            (Pace::begun, false),
+            (Pace::answered, false),
+            (Pace::flushed, true),
+            (Pace::received, false),
+        ] {
+            step(&pace);
+            assert_eq!(pace.is_over(), is_over);
+        }
+    }
+}

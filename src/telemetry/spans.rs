@@ -18,7 +18,7 @@ use crate::rejection::Rejection;
 
 /// The whole of a request, from its arrival to its answer.
 pub fn request<B>(request: &Request<B>) -> Span {
-    let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     let id = request.extensions().get::<tower_http::request_id::RequestId>();
     let span = debug_span!(
         "request",

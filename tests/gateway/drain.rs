@@ -2,19 +2,19 @@
 //! answered.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::Empty;
-use hyper::client::conn::http1;
+use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, Gate, Step, json};
-use crate::support::client::{Connection, get};
+use crate::support::client::{Connection, Reply, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
 use crate::support::tls_client::{Http2, TlsClient, reply};
@@ -26,16 +26,29 @@ const CLIENTS: usize = 8;
 #[derive(Default)]
 struct Tally {
     answered: AtomicUsize,
-    /// Sent, and no answer, or not the right one.
-    failed: AtomicUsize,
+    /// What became of those that were sent and got no answer, or not the right one.
+    failures: Mutex<Vec<String>>,
     /// Connections made.
     connections: AtomicUsize,
 }
 
 impl Tally {
-    fn count(&self, status: Option<u16>) {
-        let counter = if status == Some(200) { &self.answered } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
+    fn answered(&self, reply: &Reply) {
+        if reply.status == 200 {
+            self.answered.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.failures.lock().unwrap().push(format!("{reply:?}"));
+        }
+    }
+
+    /// A request came to nothing. It counts unless it is given back, not a byte of it written, or
+    /// GOAWAY said before that no new ones are looked at.
+    fn unanswered<T>(&self, mut error: TrySendError<T>) {
+        let was_sent = error.take_message().is_none();
+        let error = format!("{:?}", error.into_error());
+        if was_sent && !error.contains("GoAway(b\"\", NO_ERROR, Remote)") {
+            self.failures.lock().unwrap().push(error);
+        }
     }
 
     async fn until_answered(&self, count: usize) {
@@ -48,7 +61,8 @@ impl Tally {
     }
 
     fn assert_none_failed(&self) {
-        assert_eq!(self.failed.load(Ordering::Relaxed), 0, "failed, of {}", self.answered.load(Ordering::Relaxed));
+        let failures = self.failures.lock().unwrap();
+        assert!(failures.is_empty(), "beside {} answers: {failures:#?}", self.answered.load(Ordering::Relaxed));
     }
 }
 
@@ -72,16 +86,13 @@ async fn http1_client(address: SocketAddr, tally: Arc<Tally>) {
             match within_deadline("an answer", sender.try_send_request(request)).await {
                 Ok(response) => {
                     let last = response.headers().get("connection").is_some_and(|value| value == "close");
-                    tally.count(Some(reply(response).await.status));
+                    tally.answered(&reply(response).await);
                     if last {
                         break;
                     }
                 }
-                Err(mut error) => {
-                    // Given back: not a byte of it was written.
-                    if error.take_message().is_none() {
-                        tally.count(None);
-                    }
+                Err(error) => {
+                    tally.unanswered(error);
                     break;
                 }
             }
@@ -105,11 +116,9 @@ async fn http2_client(address: SocketAddr, client: Arc<TlsClient>, tally: Arc<Ta
                     let uri = format!("https://localhost{}", create().target());
                     let request = http::Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
                     match within_deadline("an answer", sender.try_send_request(request)).await {
-                        Ok(response) => tally.count(Some(reply(response).await.status)),
-                        Err(mut error) => {
-                            if error.take_message().is_none() {
-                                tally.count(None);
-                            }
+                        Ok(response) => tally.answered(&reply(response).await),
+                        Err(error) => {
+                            tally.unanswered(error);
                             return;
                         }
                     }
@@ -170,6 +179,8 @@ async fn no_request_of_http_2_clients_is_lost() {
     tally.assert_none_failed();
     let output = gateway.ended().await;
     assert!(output.contains("\"stopped\""), "{output}");
+    // What GOAWAY turned away was really not looked at.
+    assert_eq!(backend.count(), tally.answered.load(Ordering::Relaxed));
 }
 
 #[tokio::test]

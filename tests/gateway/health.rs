@@ -280,20 +280,27 @@ async fn one_apps_open_circuit_is_no_other_apps() {
 }
 
 #[tokio::test]
-async fn what_can_never_be_told_is_a_problem_of_the_configuration() {
+async fn what_cannot_be_looked_for_is_a_problem_of_the_configuration() {
     let backend = Backend::confirming().await;
-    let by_default = Setup::new(&backend).app("ready_requires_backend = true").more("[apps.backend.probe]\n").check();
-    assert_eq!(by_default.code, 0, "{}", by_default.text);
-    for (app, keys, problem) in [
-        ("ready_requires_backend = true", "", "apps[0].ready_requires_backend: needs backend.probe"),
-        ("", "health = { failures = 5000 }", "apps[0].backend.health.failures: must be from 0 to 1000"),
-        ("", "health = { open_for = \"0s\" }", "apps[0].backend.health.open_for: must be more than zero"),
-        ("", "health = { count = \"all\" }", "apps[0].backend.health.count: "),
-        ("", "probe = { path = \"healthz\" }", "apps[0].backend.probe.path: must begin with /"),
-        ("", "probe = { every = \"0s\" }", "apps[0].backend.probe.every: must be more than zero"),
+    for (keys, problem) in [
+        ("health = { failures = 5000 }", "apps[0].backend.health.failures: must be from 0 to 1000"),
+        ("health = { open_for = \"0s\" }", "apps[0].backend.health.open_for: must be more than zero"),
+        ("health = { count = \"all\" }", "apps[0].backend.health.count: "),
+        ("probe = { path = \"healthz\" }", "apps[0].backend.probe.path: must begin with /"),
+        ("probe = { every = \"0s\" }", "apps[0].backend.probe.every: must be more than zero"),
     ] {
-        let checked = Setup::new(&backend).app(app).backend(keys).check();
+        let checked = Setup::new(&backend).backend(keys).check();
         assert_eq!(checked.code, 1, "{}", checked.text);
         assert!(checked.text.contains(problem), "{problem}: {}", checked.text);
     }
+}
+
+#[tokio::test]
+async fn a_backend_that_readyz_waits_for_is_probed_without_being_told_to() {
+    let closed = Backend::closed();
+    let gateway = Setup::to(closed.url("/")).app("ready_requires_backend = true").start().await;
+    let unready = gateway.wait_for_readyz(503).await;
+    assert!(unready.text().contains("of app crm"), "{}", unready.text());
+    let _backend = closed.open();
+    gateway.wait_for_readyz(200).await;
 }

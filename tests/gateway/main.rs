@@ -30,16 +30,20 @@ mod log_level;
 mod observability;
 mod observe;
 mod outcomes;
+mod overload;
+mod peers;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 #[path = "../support/postgres.rs"]
 mod postgres_server;
 mod prometheus;
+mod proxy_protocol;
 mod query;
 mod reload;
 mod restart;
 mod retention;
+mod scan;
 mod signature;
 mod slow;
 mod stopped;

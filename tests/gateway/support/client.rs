@@ -54,8 +54,10 @@ impl Reply {
         assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
         assert_eq!(body["request_id"], self.request_id());
         assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
-        let should_wait =
-            matches!(code, "overloaded" | "delivery_in_progress" | "journal_unavailable" | "shutting_down");
+        let should_wait = matches!(
+            code,
+            "overloaded" | "delivery_in_progress" | "journal_unavailable" | "shutting_down" | "too_many_failures"
+        );
         assert_eq!(self.header("retry-after").is_some(), should_wait, "{self:?}");
         assert_eq!(self.header("allow"), (status == 405).then_some("GET"));
     }
