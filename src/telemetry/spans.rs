@@ -4,7 +4,7 @@
 //! attributes are OpenTelemetry's semantic conventions where those have one. Nothing of a query
 //! or a body is among them.
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
@@ -26,7 +26,7 @@ pub fn request<B>(request: &Request<B>) -> Span {
         otel.status_code = Empty,
         request_id = id.and_then(|id| id.header_value().to_str().ok()),
         client.address = %peer.address,
-        http.request.method = request.method().as_str(),
+        http.request.method = known(request.method()),
         url.path = access_log::shown_path(request.uri().path()),
         http.route = Empty,
         http.response.status_code = Empty,
@@ -37,6 +37,16 @@ pub fn request<B>(request: &Request<B>) -> Span {
     );
     traces::continue_from(&span, request.headers(), peer.trusted);
     span
+}
+
+/// A method by name if it is one of HTTP's own; strangers may send any text as one.
+fn known(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH => method.as_str(),
+        Method::DELETE | Method::OPTIONS | Method::CONNECT | Method::TRACE => method.as_str(),
+        // The conventions' word for all others.
+        _ => "_OTHER",
+    }
 }
 
 /// Tells the span of the request that is being answered what it came to.
