@@ -111,10 +111,15 @@ def pods(paths):
             account = pod.get("serviceAccountName")
             if account and not named(objects, "ServiceAccount", account):
                 problem(where, f"has no ServiceAccount {account}")
-            ports = {port["name"] for port in gateway(pod)["ports"]}
+            ports = {port["name"]: port["containerPort"] for port in gateway(pod)["ports"]}
             for item in of_kind(objects, "Service"):
-                if {port["targetPort"] for port in item["spec"]["ports"]} - ports:
-                    problem(where, "its Service names a port that the gateway has not")
+                # The admin port is not for everybody.
+                if [port["targetPort"] for port in item["spec"]["ports"]] != [ports["spi"]]:
+                    problem(where, "its Service leads elsewhere than to the port spi")
+            for item in of_kind(objects, "NetworkPolicy"):
+                named_there = {port["port"] for rule in item["spec"]["ingress"] for port in rule["ports"]}
+                if not named_there <= set(ports.values()):
+                    problem(where, "its NetworkPolicy lets in to a port that the gateway has not")
             if configuration := configuration_of(objects, pod):
                 agrees(where, pod, tomllib.loads(configuration))
             else:
