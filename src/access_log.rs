@@ -21,6 +21,13 @@ use crate::rejection::{Fault, Rejection};
 
 /// Longest path that is logged; strangers choose it.
 const MAX_PATH: usize = 256;
+/// Longest method that is logged; they choose that, too.
+const MAX_METHOD: usize = 32;
+
+/// A path as it is logged: not all of one that is too long.
+pub(crate) fn shown_path(path: &str) -> &str {
+    path.get(..MAX_PATH).unwrap_or(if path.len() > MAX_PATH { "(long)" } else { path })
+}
 
 /// Where access lines go.
 pub struct AccessLog {
@@ -34,8 +41,10 @@ pub struct Line<'a> {
     pub now: Timestamp,
     /// Its id.
     pub request_id: &'a str,
-    /// The other end of the connection.
+    /// The client's address; where it is not known, the last one on the way that is.
     pub client: IpAddr,
+    /// The other end of the connection, where it is not the client.
+    pub peer: Option<IpAddr>,
     /// Its method.
     pub method: &'a Method,
     /// Its target; only the path is logged.
@@ -60,6 +69,8 @@ struct Fields<'a> {
     message: &'static str,
     request_id: &'a str,
     client: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<IpAddr>,
     method: &'a str,
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,7 +129,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
     let Line { exchange, rejection, .. } = *line;
     let app = exchange.app.as_deref();
     let action = app.zip(exchange.action).map(|(app, action)| app.config.dialect.actions[action].name.as_str());
-    let path = line.path.path();
+    let (method, path) = (line.method.as_str(), line.path.path());
     let told = rejection.or(exchange.would_refuse.as_ref());
     Fields {
         timestamp: format!("{:.3}", line.now),
@@ -129,8 +140,9 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         message: "request",
         request_id: line.request_id,
         client: line.client,
-        method: line.method.as_str(),
-        path: path.get(..MAX_PATH).unwrap_or(if path.len() > MAX_PATH { "(long)" } else { path }),
+        peer: line.peer,
+        method: if method.len() > MAX_METHOD { "(long)" } else { method },
+        path: shown_path(path),
         app: app.map(|app| app.config.name.as_str()),
         action,
         debug: exchange.debug,
@@ -185,6 +197,7 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("duration_ms", Some(&fields.duration_ms));
     put("backend_ms", fields.backend_ms.as_ref().map(|value| value as _));
     put("client", Some(&fields.client));
+    put("peer", fields.peer.as_ref().map(|value| value as _));
     put("method", Some(&fields.method));
     put("path", Some(&fields.path));
     put("request_id", Some(&fields.request_id));

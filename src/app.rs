@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Watched};
 use crate::config::{AppConfig, Limits};
 use crate::metrics::{AppMetrics, Metrics};
 use crate::stage::normalize::Template;
@@ -32,7 +32,10 @@ impl App {
     ) -> Result<Self, String> {
         let backend = match backend {
             Some(backend) => backend,
-            None => Arc::new(Backend::new(config.backend.clone(), limits.reply_bytes)?),
+            None => {
+                let watched = Watched { app: &config.name, metrics };
+                Arc::new(Backend::new(&config.backend, limits.reply_bytes, Some(watched))?)
+            }
         };
         let keys = config.keys.iter().map(|key| key.id.as_str());
         let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);

@@ -1,50 +1,53 @@
-//! The client side: one app's backend and its pooled connections.
+//! The client side: one app's backend, at one URL or at several.
 //!
 //! A delivery must never be sent twice behind the journal's back, so this is a small client
-//! over hyper's own connection type instead of a general one: a request is tried again only
-//! when hyper hands it back unsent, idle connections are dropped long before a backend does,
-//! and every failure says whether the backend may have seen the request.
+//! over hyper's own connection type instead of a general one: a request is tried again, or at
+//! another URL, only when provably nothing of it was sent, idle connections are dropped long
+//! before a backend does, and every failure says whether the backend may have seen the request.
+//!
+//! - `member.rs`: one URL, and a call of it
+//! - `dial.rs`: a connection to it; `tls.rs`: what of that is TLS
+//! - `pool.rs`: connections that are idle
+//! - `circuit.rs`: when a URL is left alone for a while (pure)
+//! - `health.rs`: what is known of a URL's health, told and counted
+//! - `probe.rs`: looks whether a URL is well
 
-use std::collections::VecDeque;
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::Duration;
+mod circuit;
+mod dial;
+mod health;
+mod member;
+mod pool;
+mod probe;
+pub mod tls;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use std::sync::Arc;
+
+use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
+use http_body_util::Full;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::BackendConfig;
+use crate::metrics::Metrics;
+use member::{Failure, Member};
 
-/// Most headers of a reply; hyper's own default, written down because a test relies on it.
-const MAX_REPLY_HEADERS: usize = 100;
-/// Most bytes of a reply's head, and of a read.
-const MAX_REPLY_HEAD: usize = 64 * 1024;
+pub use tls::client_tls;
 
-/// One app's backend.
+/// One app's backend. What looks after it ends when it is dropped.
 pub struct Backend {
-    config: BackendConfig,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-    reply_bytes: usize,
-    idle: Arc<Mutex<VecDeque<Idle>>>,
-    /// Whether a sweeper looks after the idle ones.
-    swept: Arc<AtomicBool>,
+    /// In the order in which they are tried.
+    members: Vec<Arc<Member>>,
+    _probes: Vec<AbortOnDropHandle<()>>,
 }
 
-struct Idle {
-    sender: SendRequest<Full<Bytes>>,
-    since: Instant,
+/// Where a backend's state is told: whose it is, and what counts it.
+#[derive(Clone, Copy)]
+pub struct Watched<'a> {
+    /// The app's name.
+    pub app: &'a str,
+    /// All metrics.
+    pub metrics: &'a Metrics,
 }
 
 /// A complete reply, not judged yet.
@@ -72,188 +75,107 @@ pub enum CallError {
 }
 
 impl Backend {
-    /// Prepares a backend; connects to nothing yet.
+    /// Prepares a backend; connects to nothing yet, except that it probes where it is told to,
+    /// for which it has to be made within a runtime.
     ///
     /// # Errors
     /// What is wrong with its TLS settings; validated configurations have nothing wrong.
-    pub fn new(config: BackendConfig, reply_bytes: usize) -> Result<Self, String> {
-        let tls = match tls_config(&config)? {
-            Some(tls) => {
-                let name = ServerName::try_from(config.endpoint.host.clone())
-                    .map_err(|_| "the host cannot be checked against a certificate".to_owned())?;
-                Some((TlsConnector::from(tls), name))
-            }
-            None => None,
-        };
-        Ok(Self { config, tls, reply_bytes, idle: Arc::default(), swept: Arc::default() })
+    pub fn new(config: &BackendConfig, reply_bytes: usize, watched: Option<Watched<'_>>) -> Result<Self, String> {
+        let members = member::all(config, reply_bytes, watched)?;
+        let probes = config.probe.iter().flat_map(|probe| {
+            members
+                .iter()
+                .map(|member| AbortOnDropHandle::new(tokio::spawn(probe::keep(Arc::clone(member), probe.clone()))))
+        });
+        let probes = probes.collect();
+        Ok(Self { members, _probes: probes })
     }
 
     /// Sends a request and reads the whole reply, until `deadline` at the latest.
     ///
+    /// The first URL that is well and takes the request gets it. URLs that a probe found unwell
+    /// come last: a probe is a hint, and no reason to refuse what may well be possible.
+    ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Result<RawReply, CallError> {
-        let mut sent = false;
-        match timeout_at(deadline, self.exchange(request, &mut sent)).await {
-            Ok(result) => result,
-            Err(_) if sent => Err(CallError::TimedOut),
-            Err(_) => Err(CallError::Unreachable("no connection in time".into())),
+    pub async fn call(&self, mut request: Request<Full<Bytes>>, deadline: Instant) -> Result<RawReply, CallError> {
+        let mut causes = Causes { text: String::new(), named: self.members.len() > 1 };
+        let mut tried = 0_u32;
+        for unwell_too in [false, true] {
+            for member in &self.members {
+                let this = 1 << member.position;
+                if tried & this != 0 || (!unwell_too && member.health.is_unwell()) {
+                    continue;
+                }
+                tried |= this;
+                let Some(pass) = member.health.admit() else {
+                    causes.add(member.position, "not called: too many calls in a row failed, its circuit is open");
+                    continue;
+                };
+                match member.call(request, pass, deadline).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(Failure::Over(error)) => return Err(error),
+                    Err(Failure::Unsent(unsent, cause)) => {
+                        request = *unsent;
+                        causes.add(member.position, &cause);
+                    }
+                }
+            }
         }
+        Err(CallError::Unreachable(causes.text))
     }
 
-    /// Whether the backend accepts a connection.
+    /// Whether one of the URLs accepts a connection until `deadline`, whatever is known of their
+    /// health.
     ///
     /// # Errors
     /// [`CallError::Unreachable`].
-    pub async fn probe(&self) -> Result<(), CallError> {
-        self.connect().await.map(|sender| self.check_in(sender))
+    pub async fn accepts(&self, deadline: Instant) -> Result<(), CallError> {
+        let none_in_time = |_| Err(CallError::Unreachable("no connection in time".into()));
+        timeout_at(deadline, self.connect_to_any()).await.unwrap_or_else(none_in_time)
     }
 
-    async fn exchange(&self, mut request: Request<Full<Bytes>>, sent: &mut bool) -> Result<RawReply, CallError> {
-        loop {
-            let (mut sender, fresh) = match self.check_out().await {
-                Some(sender) => (sender, false),
-                None => (self.connect().await?, true),
-            };
-            *sent = true;
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let reply = self.read(response).await?;
-                    self.check_in(sender);
-                    return Ok(reply);
-                }
-                Err(mut error) => match error.take_message() {
-                    // hyper gives the request back only if not a byte of it was written.
-                    Some(unsent) if !fresh => {
-                        *sent = false;
-                        request = unsent;
-                    }
-                    Some(_) => {
-                        return Err(CallError::Unreachable("the backend closed a new connection at once".into()));
-                    }
-                    None => return Err(CallError::Broken(describe(&error.into_error()))),
-                },
+    async fn connect_to_any(&self) -> Result<(), CallError> {
+        let mut causes = Causes { text: String::new(), named: self.members.len() > 1 };
+        for member in &self.members {
+            match member.connect_once().await {
+                Ok(()) => return Ok(()),
+                Err(cause) => causes.add(member.position, &cause),
             }
         }
+        Err(CallError::Unreachable(causes.text))
     }
 
-    async fn read(&self, response: http::Response<hyper::body::Incoming>) -> Result<RawReply, CallError> {
-        let (mut parts, mut body) = response.into_parts();
-        // Readers differ in which of two they believe.
-        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
-            if parts.headers.get_all(&name).iter().count() > 1 {
-                return Err(CallError::Broken(format!("the reply has more than one {name}")));
-            }
-        }
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(CallError::Broken("the backend switched protocols".into()));
-        }
-        let over_long = || CallError::Broken(format!("the reply is longer than {} bytes", self.reply_bytes));
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| CallError::Broken(describe(&error)))?;
-            // Trailers are not part of the protocol.
-            let Ok(data) = frame.into_data() else { continue };
-            if first.len() + rest.len() + data.len() > self.reply_bytes {
-                return Err(over_long());
-            }
-            if first.is_empty() {
-                first = data;
-            } else {
-                rest.extend_from_slice(&data);
-            }
-        }
-        // Nearly every reply is one frame, which is passed on without a copy.
-        let body = if rest.is_empty() { first } else { [first, rest.freeze()].concat().into() };
-        Ok(RawReply {
-            status: parts.status,
-            content_type: parts.headers.remove(CONTENT_TYPE),
-            content_encoding: parts.headers.remove(CONTENT_ENCODING),
-            body,
-        })
+    /// Whether the probe found a URL well; without a probe, yes.
+    pub fn is_ready(&self) -> bool {
+        self.members.iter().any(|member| member.health.is_ready())
     }
 
-    async fn check_out(&self) -> Option<SendRequest<Full<Bytes>>> {
-        loop {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_back()?;
-            let Idle { mut sender, since } = idle;
-            if since.elapsed() < self.config.keep_alive && !sender.is_closed() && sender.ready().await.is_ok() {
-                return Some(sender);
-            }
-        }
-    }
-
-    fn check_in(&self, sender: SendRequest<Full<Bytes>>) {
-        if sender.is_closed() || self.config.keep_alive.is_zero() {
-            return;
-        }
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // Connections enter an empty pool again only after the sweeper has left it.
-        if idle.is_empty() && !self.swept.swap(true, Ordering::Relaxed) {
-            tokio::spawn(sweep(Arc::clone(&self.idle), Arc::clone(&self.swept), self.config.keep_alive));
-        }
-        idle.push_back(Idle { sender, since: Instant::now() });
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CallError> {
-        let limit = self.config.connect_timeout;
-        match timeout(limit, self.open()).await {
-            Ok(Ok(sender)) => Ok(sender),
-            Ok(Err(error)) => Err(CallError::Unreachable(error.to_string())),
-            Err(_) => Err(CallError::Unreachable(format!("no connection within {} ms", limit.as_millis()))),
-        }
-    }
-
-    async fn open(&self) -> io::Result<SendRequest<Full<Bytes>>> {
-        let endpoint = &self.config.endpoint;
-        let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
-        stream.set_nodelay(true)?;
-        match &self.tls {
-            Some((connector, name)) => handshake(connector.connect(name.clone(), stream).await?).await,
-            None => handshake(stream).await,
+    /// Writes the state of each URL into the metrics.
+    pub fn show(&self) {
+        for member in &self.members {
+            member.health.show();
         }
     }
 }
 
-/// Closes connections that have been idle for `keep_alive`, until there are none.
-///
-/// A backend with a worker for each connection would else keep them busy with nothing.
-async fn sweep(idle: Arc<Mutex<VecDeque<Idle>>>, swept: Arc<AtomicBool>, keep_alive: Duration) {
-    loop {
-        let next = {
-            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            // The oldest stand in front.
-            while idle.front().is_some_and(|oldest| now >= oldest.since + keep_alive) {
-                idle.pop_front();
-            }
-            match idle.front() {
-                Some(oldest) => oldest.since + keep_alive,
-                None => {
-                    swept.store(false, Ordering::Relaxed);
-                    return;
-                }
-            }
-        };
-        tokio::time::sleep_until(next).await;
-    }
+/// Why nothing was sent, URL by URL where there are several.
+struct Causes {
+    text: String,
+    named: bool,
 }
 
-async fn handshake<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(MAX_REPLY_HEADERS)
-        .max_buf_size(MAX_REPLY_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    // Ends when the sender is dropped or the backend closes; its error reaches the caller
-    // through the sender.
-    tokio::spawn(connection);
-    Ok(sender)
+impl Causes {
+    fn add(&mut self, position: usize, cause: &str) {
+        if !self.text.is_empty() {
+            self.text.push_str("; ");
+        }
+        if self.named {
+            // Not the URL, which is nobody's business but the configuration's.
+            self.text.push_str(&format!("backend {position}: "));
+        }
+        self.text.push_str(cause);
+    }
 }
 
 /// An error and its sources, in one line.
@@ -268,47 +190,59 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// TLS settings of an https backend; `None` for http.
-///
-/// # Errors
-/// What is wrong with them.
-pub fn tls_config(config: &BackendConfig) -> Result<Option<Arc<ClientConfig>>, String> {
-    config.endpoint.tls.then(|| client_tls(config.ca_pem.as_deref()).map(Arc::new)).transpose()
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// TLS for a client that trusts these roots or, without any, the system's.
-///
-/// # Errors
-/// What is wrong with the roots.
-pub fn client_tls(ca_pem: Option<&[u8]>) -> Result<ClientConfig, String> {
-    let roots = match ca_pem {
-        Some(pem) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|_| "is not a PEM file of certificates".to_owned())?;
-                roots.add(certificate).map_err(|_| "holds a certificate that cannot be a root".to_owned())?;
-            }
-            if roots.is_empty() {
-                return Err("holds no certificate".into());
-            }
-            Arc::new(roots)
+    use super::*;
+    use crate::config::{BackendTls, CircuitConfig, ClientIdentity, Endpoint, ProbeConfig, Send};
+
+    fn config() -> BackendConfig {
+        BackendConfig {
+            // A port that nobody listens on.
+            endpoint: Endpoint::parse("http://127.0.0.1:1/").unwrap().0,
+            failover: Vec::new(),
+            send: Send::Json,
+            answer_within: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            keep_alive: Duration::ZERO,
+            path: "/".into(),
+            tls: BackendTls::default(),
+            circuit: CircuitConfig::OFF,
+            probe: None,
+            routes: Vec::new(),
         }
-        None => Arc::clone(&SYSTEM_ROOTS),
-    };
-    // Always with this provider by name: a process with two would panic on the default one.
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// Reading the system's store takes milliseconds; once is enough for all apps.
-static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
-    let mut roots = RootCertStore::empty();
-    for certificate in rustls_native_certs::load_native_certs().certs {
-        // A store may hold roots that rustls cannot use; the others still count.
-        let _ = roots.add(certificate);
     }
-    Arc::new(roots)
-});
+
+    #[tokio::test]
+    async fn probes_end_with_the_backend() {
+        let probe = ProbeConfig { path: None, every: Duration::from_millis(1), timeout: Duration::from_secs(1) };
+        let backend = Backend::new(&BackendConfig { probe: Some(probe), ..config() }, 1, None).unwrap();
+        let member = Arc::downgrade(&backend.members[0]);
+        while !backend.members[0].health.is_unwell() {
+            tokio::task::yield_now().await;
+        }
+        drop(backend);
+        let gone = async {
+            while member.upgrade().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the probe still runs");
+    }
+
+    #[test]
+    fn another_content_of_a_file_is_another_configuration_and_no_key_is_shown() {
+        let with = |key: &str| {
+            let identity = ClientIdentity {
+                certificate_pem: b"certificate".to_vec(),
+                key_pem: crate::config::scalar::Secret::new(key),
+            };
+            BackendConfig { tls: BackendTls { identity: Some(identity), ..BackendTls::default() }, ..config() }
+        };
+        assert_eq!(with("k3y-one"), with("k3y-one"));
+        assert_ne!(with("k3y-one"), with("k3y-two"));
+        assert!(!format!("{:?}", with("k3y-one")).contains("k3y"));
+    }
+}

@@ -4,9 +4,12 @@
 
 pub mod call;
 pub mod check_config;
+pub mod completions;
 pub mod demo;
 pub mod explain;
+pub mod healthcheck;
 pub mod journal;
+pub mod man;
 pub mod serve;
 pub mod sign;
 pub mod signing;
@@ -21,7 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::files::Fingerprint;
 use crate::config::raw::{LogFormat, LogLevel};
 use crate::config::source::{Problem, Sources};
-use crate::config::{self, Config};
+use crate::config::{self, Config, effective};
 use crate::reload::Loaded;
 
 /// A gateway that makes cloud-marketplace SPI calls arrive verified, decoded and once.
@@ -46,8 +49,14 @@ enum Command {
     Explain(explain::Explain),
     /// See what became of deliveries, and decide about those in doubt
     Journal(journal::Journal),
-    /// Report every problem of a configuration, or print its JSON schema
+    /// Ask a running gateway whether it is ready
+    Healthcheck(healthcheck::Healthcheck),
+    /// Report every problem of a configuration, or print it or its JSON schema
     CheckConfig(check_config::CheckConfig),
+    /// Print what completes this command line in a shell
+    Completions(completions::Completions),
+    /// Print the man page, or write those of all commands
+    Man(man::Man),
 }
 
 /// Why a command did not succeed: what to print, and the exit code.
@@ -74,11 +83,14 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Sign(command) => command.run(),
         Command::Call(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Journal(command) => command.run(),
+        Command::Healthcheck(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,38 +141,74 @@ impl Overrides {
 /// # Errors
 /// A file that cannot be read, or every problem, one a line.
 pub fn load_config(path: &Path, flags: Vec<(String, String)>) -> Result<Config, Failure> {
-    load_config_with_fingerprint(path, flags).map(|(config, _)| config)
+    load_config_with_fingerprint(path, flags).map(|(config, _, _)| config)
 }
 
-/// The same, and what it was made of.
-fn load_config_with_fingerprint(path: &Path, flags: Vec<(String, String)>) -> Result<(Config, Fingerprint), Failure> {
-    let sources = read_sources(path, flags)
-        .map_err(|error| Failure::unusable(format!("{}: cannot be read: {error}", path.display())))?;
-    let (config, fingerprint) = config::load_with_fingerprint(&sources, base_of(path));
-    Ok((config.map_err(|problems| Failure::negative(list(&problems)))?, fingerprint))
+/// The same, with what it was made of.
+fn load_config_with_fingerprint(
+    path: &Path,
+    flags: Vec<(String, String)>,
+) -> Result<(Config, Fingerprint, Sources), Failure> {
+    let (sources, base) = read_sources(path, flags)?;
+    let (config, fingerprint) = config::load_with_fingerprint(&sources, base);
+    Ok((config.map_err(|problems| Failure::negative(list(&problems)))?, fingerprint, sources))
 }
 
-/// The same for one that is served already: a file that cannot be read is a problem like any other.
-fn reload_config(path: &Path, flags: Vec<(String, String)>) -> Loaded {
-    match read_sources(path, flags) {
-        Ok(sources) => config::load_with_fingerprint(&sources, base_of(path)),
+/// Loads anew what was made of `sources` and is served: a file that cannot be read is a problem like
+/// any other.
+fn reload_config(path: &Path, sources: &Sources) -> Loaded {
+    // What came from standard input comes only once; the files that it names may still change.
+    let is_file = path != Path::new(STANDARD_INPUT);
+    let text = if is_file { std::fs::read_to_string(path) } else { Ok(sources.text.clone()) };
+    match text {
+        Ok(text) => config::load_with_fingerprint(&Sources { text, ..sources.clone() }, base_of(path)),
         Err(error) => {
             let message = format!("cannot be read: {error}");
             let fingerprint = Fingerprint::of(&message);
-            (Err(vec![Problem { path: String::new(), place: path.display().to_string(), message }]), fingerprint)
+            (Err(vec![Problem { path: String::new(), place: sources.file.clone(), message }]), fingerprint)
         }
     }
 }
 
-fn read_sources(path: &Path, flags: Vec<(String, String)>) -> std::io::Result<Sources> {
-    let file = path.display().to_string();
-    let text = std::fs::read_to_string(path)?;
-    Ok(Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags })
-}
-
-/// Where relative file names in a configuration start from.
+/// Where relative file names in a configuration start from: its own directory, or the one that
+/// spigate was started in if it comes from standard input.
 fn base_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
+}
+
+/// Prints the configuration that these sources come to, if it can be served.
+///
+/// # Errors
+/// Like [`load_config`].
+pub fn print_config(path: &Path, flags: Vec<(String, String)>) -> Result<(), Failure> {
+    let (sources, base) = read_sources(path, flags)?;
+    let loaded = config::load(&sources, base).and_then(|config| Ok((config, effective::show(&sources)?)));
+    let (config, text) = loaded.map_err(|problems| Failure::negative(list(&problems)))?;
+    for warning in &config.warnings {
+        terminal::complain(&format!("warning: {warning}"));
+    }
+    let file = terminal::plain(&sources.file);
+    terminal::say(&format!(
+        "# spigate {}: {file}, SPIGATE_ variables, flags, and defaults for everything else. A secret is\n# shown as … \
+         and has to be put in again. Names of files are relative, as they were.\n\n{}",
+        env!("CARGO_PKG_VERSION"),
+        text.trim_end()
+    ));
+    Ok(())
+}
+
+/// The name of standard input where a file is asked for.
+const STANDARD_INPUT: &str = "-";
+
+/// What a configuration is made of, and the directory that names of files in it start from.
+fn read_sources(path: &Path, flags: Vec<(String, String)>) -> Result<(Sources, &Path), Failure> {
+    let (file, text) = if path == Path::new(STANDARD_INPUT) {
+        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin()))
+    } else {
+        (path.display().to_string(), std::fs::read_to_string(path))
+    };
+    let text = text.map_err(|error| Failure::unusable(format!("{file}: cannot be read: {error}")))?;
+    Ok((Sources { file, text, environment: spigate_variables(std::env::vars_os()), flags }, base_of(path)))
 }
 
 /// The environment variables that may set configuration keys.

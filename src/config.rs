@@ -4,8 +4,14 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod backend;
+pub mod effective;
+pub mod endpoint;
 pub mod files;
 pub mod journal;
+pub mod keys;
+pub mod listen;
+mod peers;
 pub mod raw;
 pub mod scalar;
 pub mod source;
@@ -13,29 +19,32 @@ pub mod units;
 pub mod validate;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Uri};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+pub use backend::{
+    Address, BackendConfig, BackendTls, CircuitConfig, ClientIdentity, CountedFailures, Endpoint, PathPart,
+    ProbeConfig, Route, Send,
+};
 use files::Fingerprint;
 use journal::JournalConfig;
+use listen::ListenConfig;
 use raw::{LogFormat, LogLevel};
 use source::{Problem, Sources};
 
 /// A configuration that can be served.
 #[derive(Debug)]
 pub struct Config {
-    /// The public listener.
-    pub listen: SocketAddr,
-    /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// The public listeners; the first is `[listen]`.
+    pub listeners: Vec<ListenConfig>,
     /// The admin listener.
     pub admin: SocketAddr,
     /// Logging.
@@ -78,6 +87,8 @@ pub struct Limits {
     pub connections: usize,
     /// Most requests at once.
     pub in_flight: usize,
+    /// Most requests that may fail to verify in a minute, of each client; any number if `None`.
+    pub failed_per_minute: Option<NonZeroU64>,
     /// Longest time for a request's head.
     pub header_timeout: Duration,
     /// Longest idle time of a connection.
@@ -102,6 +113,8 @@ pub struct AppConfig {
     pub host: Option<String>,
     /// The path it is called at.
     pub path: String,
+    /// Whose requests are looked at; everybody's if it is empty.
+    pub allow_from: Vec<IpNet>,
     /// Its dialect.
     pub dialect: Arc<Dialect>,
     /// Its keys.
@@ -120,6 +133,8 @@ pub struct AppConfig {
     pub join_lookalikes: bool,
     /// The freshness window.
     pub freshness: Freshness,
+    /// Whether `/readyz` waits for the backend.
+    pub ready_requires_backend: bool,
     /// The backend.
     pub backend: BackendConfig,
 }
@@ -166,119 +181,6 @@ pub struct Freshness {
     pub max_age: Duration,
     /// Farthest accepted future.
     pub max_future: Duration,
-}
-
-/// Where and how an app's requests are delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendConfig {
-    /// The endpoint.
-    pub endpoint: Endpoint,
-    /// The form.
-    pub send: Send,
-    /// Budget of the whole request.
-    pub answer_within: Duration,
-    /// Budget of a call.
-    pub timeout: Duration,
-    /// Budget of connecting.
-    pub connect_timeout: Duration,
-    /// How long idle connections are kept.
-    pub keep_alive: Duration,
-    /// The url's path.
-    pub path: String,
-    /// PEM text of certificate authorities, for https with `ca_file`.
-    pub ca_pem: Option<Vec<u8>>,
-    /// For each action of the dialect: method and path.
-    pub routes: Vec<Route>,
-}
-
-/// An http or https endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Whether it is https.
-    pub tls: bool,
-    /// Host name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Value of the Host header.
-    pub authority: HeaderValue,
-    /// The query of the url, if it has one.
-    pub query: Option<String>,
-}
-
-/// The form in which a backend receives a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Send {
-    /// POST, JSON body.
-    Json,
-    /// GET, a header for each parameter.
-    Headers,
-    /// GET, decoded parameters in the query.
-    Query,
-    /// GET, the query as received.
-    Raw,
-}
-
-/// Method and path of an action.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The method.
-    pub method: Method,
-    /// The path, in pieces.
-    pub path: Vec<PathPart>,
-}
-
-/// A piece of a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathPart {
-    /// Fixed text.
-    Literal(String),
-    /// The action's name.
-    Action,
-    /// The value of the field at this position of the dialect.
-    Field(usize),
-}
-
-impl Endpoint {
-    /// Reads a url.
-    ///
-    /// # Errors
-    /// What is wrong with it. Never the url itself: it may hold a password.
-    pub fn parse(url: &str) -> Result<(Self, String), &'static str> {
-        let uri: Uri = url.parse().map_err(|_| "is not a URL")?;
-        let tls = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err("must begin with http:// or https://"),
-        };
-        if url.contains('#') {
-            return Err("must not have a fragment");
-        }
-        let authority = uri.authority().ok_or("has no host")?;
-        if authority.as_str().contains('@') {
-            return Err("must not have a user or a password");
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() {
-            return Err("has no host");
-        }
-        let port = match authority.as_str().rsplit_once(':') {
-            // An IPv6 address has colons of its own, and ends in a bracket.
-            Some((_, port)) if !port.ends_with(']') => {
-                port.parse().ok().filter(|&port| port > 0).ok_or("must have a port from 1 to 65535")?
-            }
-            _ if tls => 443,
-            _ => 80,
-        };
-        let endpoint = Self {
-            tls,
-            host,
-            port,
-            authority: HeaderValue::from_str(authority.as_str()).map_err(|_| "has no host")?,
-            query: uri.query().filter(|query| !query.is_empty()).map(str::to_owned),
-        };
-        Ok((endpoint, uri.path().to_owned()))
-    }
 }
 
 /// Loads a configuration from its texts.

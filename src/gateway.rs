@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,6 +30,7 @@ use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer, OnPanic};
+use crate::peer::client::Client;
 use crate::peer::{MakeRequestId, Peer, TrustLayer};
 use crate::places::{Place, Places};
 use crate::rejection::Rejection;
@@ -38,7 +40,8 @@ use crate::stage::contract::Checked;
 use crate::stage::normalize::{self, Attempt};
 use crate::stage::parse::Parsed;
 use crate::stage::receive::Received;
-use crate::stage::{contract, forward, freshness, parse, receive, validate, verify};
+use crate::stage::{contract, forward, freshness, parse, receive, route, validate, verify};
+use crate::telemetry::spans;
 
 /// Everything that requests share.
 pub struct Gateway {
@@ -74,10 +77,10 @@ where
         .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
         // Before anything could print headers.
         .layer(SetSensitiveRequestHeadersLayer::from_shared(sensitive))
-        // A span for debugging, with the path only: the query holds the signature.
+        // A span for debugging and traces, with the path only: the query holds the signature.
         .layer(
             TraceLayer::new_for_http()
-                .make_span_with(|request: &Request<B>| tracing::debug_span!("request", path = request.uri().path()))
+                .make_span_with(spans::request::<B>)
                 .on_request(())
                 .on_response(())
                 .on_failure(()),
@@ -112,7 +115,10 @@ impl Gateway {
         };
         let _running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
-        let checked = parsed.and_then(|parsed| self.check(app, parsed, head, &received, caller, story));
+        // Before the work of verifying: whoever may not call learns nothing of keys and times.
+        let checked = route::admit(app, caller.client)
+            .and(parsed)
+            .and_then(|parsed| self.check(app, parsed, head, &received, caller, story));
         if !app.config.enforce {
             // Its way ends here: what breaks a rule is told, and passed on all the same.
             return self.observe(app, checked, head, &received, caller, story).await;
@@ -142,7 +148,7 @@ impl Gateway {
         let fresh = freshness::check(app, verified, now)?;
         story.action = fresh.action(app);
         // Only now may an error name a field to the caller.
-        let passed_on = normalize::passed_on(&head.headers, app, caller.peer.trusted);
+        let passed_on = normalize::passed_on(&head.headers, app, caller.vouched());
         // By its address from here on: every future on the way would make room for it.
         let checked = Box::new(contract::check(app, fresh, received, passed_on, &self.metrics)?);
         story.learn(app, &checked);
@@ -171,7 +177,7 @@ impl Gateway {
                     &Attempt { number: 1, request_id: &caller.request_id, idempotency_key },
                 )
             }
-            Err(_) => normalize::as_it_came(app, received, &head.headers, &caller.request_id, caller.peer.trusted),
+            Err(_) => normalize::as_it_came(app, received, &head.headers, &caller.request_id, caller.vouched()),
         };
         let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
         let begun = Instant::now();
@@ -202,7 +208,7 @@ impl Gateway {
         let answer_by = caller.arrival + config.backend.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
             if config.test_connection == TestConnection::Probe
-                && let Err(unreachable) = forward::probe(&app.backend).await
+                && let Err(unreachable) = forward::probe(&app.backend, answer_by).await
             {
                 return Ok(unreachable);
             }
@@ -311,9 +317,17 @@ const MAX_TARGET: usize = 65_534;
 /// What a request brings besides its head.
 struct Caller {
     peer: Peer,
+    client: Client,
     request_id: HeaderValue,
     arrival: Instant,
     has_body: bool,
+}
+
+impl Caller {
+    /// The client's address, where a trusted proxy vouches for it.
+    fn vouched(&self) -> Option<IpAddr> {
+        (self.client.known && self.client.address != self.peer.socket).then_some(self.client.address)
+    }
 }
 
 /// The innermost service: runs the stops and hands the verdict up.
@@ -335,8 +349,11 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let gateway = Arc::clone(&self.gateway);
         let (head, body) = request.into_parts();
+        let peer: Peer = head.extensions.get().cloned().unwrap_or_default();
         let caller = Caller {
-            peer: head.extensions.get().copied().unwrap_or_default(),
+            // The outermost layer has set it.
+            client: head.extensions.get().copied().unwrap_or(Client { address: peer.address, known: false }),
+            peer,
             // The layer above has set it.
             request_id: head
                 .extensions
@@ -348,6 +365,11 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
         Box::pin(async move {
             let mut exchange = Exchange::default();
             let result = gateway.exchange(&head, &caller, &mut exchange).await;
+            // Behind all stops: a request that verifies never gets here, however many failed before.
+            let result = result.map_err(|rejection| match &gateway.served.borrow().failures {
+                Some(failures) => failures.answer(rejection, caller.client),
+                None => rejection,
+            });
             let mut response = Response::new(Empty::new());
             response.extensions_mut().insert(Verdict { exchange, result });
             Ok(response)

@@ -8,11 +8,14 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::config::journal::Location;
+use crate::config::listen::Address;
 use crate::config::raw::LogFormat;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::served::Served;
+use crate::telemetry::level::Levels;
+use crate::tls::Acceptors;
 
 /// What of a running gateway follows the configuration.
 pub struct Live {
@@ -20,43 +23,48 @@ pub struct Live {
     pub metrics: Arc<Metrics>,
     /// What requests are judged by.
     pub served: watch::Sender<Arc<Served>>,
-    journal: Arc<Journal>,
-    observer: Arc<Observer>,
+    /// The journal, which keeps to some of it.
+    pub journal: Arc<Journal>,
+    /// Who writes access lines.
+    pub observer: Arc<Observer>,
+    /// Levels of the log, where there is one.
+    pub levels: Option<Levels>,
+    /// Certificates of the listeners that have some.
+    pub tls: Vec<Arc<Acceptors>>,
     /// What it was started with and keeps.
-    fixed: Fixed,
+    pub fixed: Fixed,
 }
 
 impl Live {
-    /// The parts of a gateway that was started with `config`.
-    pub fn new(
-        config: &Config,
-        metrics: Arc<Metrics>,
-        served: watch::Sender<Arc<Served>>,
-        journal: Arc<Journal>,
-        observer: Arc<Observer>,
-    ) -> Self {
-        Self { metrics, served, journal, observer, fixed: Fixed::of(config) }
-    }
-
     /// Serves by another configuration from now on. Requests that are here keep the one that they
     /// found. Says which keys differ that only a restart can change; they stay as they are.
     ///
     /// # Errors
     /// What is wrong with a backend's TLS settings. Nothing has changed then.
-    pub fn apply(&self, config: &Config) -> Result<Vec<&'static str>, String> {
+    pub fn apply(&self, config: &Config) -> Result<Vec<String>, String> {
         let before = Arc::clone(&self.served.borrow());
         let served = Served::new(config, &self.metrics, Some(&before))?;
+        for acceptors in &self.tls {
+            let listener = config.listeners.iter().find(|listener| listener.name == acceptors.listener());
+            if let Some(tls) = listener.and_then(|listener| listener.tls.as_ref()) {
+                acceptors.replace(tls).map_err(|error| format!("{}.tls: {error}", acceptors.listener()))?;
+            }
+        }
         // The keys that open replies before requests can be verified by new ones.
         self.journal.reconfigure(config);
         self.observer.log_requests(config.log.access);
+        if let Some(levels) = &self.levels {
+            levels.configure(config.log.level);
+        }
         self.served.send_replace(Arc::new(served));
         Ok(self.fixed.differences(&Fixed::of(config)))
     }
 }
 
 /// What only a restart can change.
-struct Fixed {
-    listen: SocketAddr,
+pub struct Fixed {
+    /// Names and addresses of the listeners, and whether they have TLS.
+    listeners: Vec<(String, Address, bool)>,
     admin: SocketAddr,
     journal: Location,
     lease: Duration,
@@ -64,9 +72,13 @@ struct Fixed {
 }
 
 impl Fixed {
-    fn of(config: &Config) -> Self {
+    /// What a configuration says of it.
+    pub fn of(config: &Config) -> Self {
+        let listeners = config.listeners.iter();
         Self {
-            listen: config.listen,
+            listeners: listeners
+                .map(|listener| (listener.name.clone(), listener.address.clone(), listener.tls.is_some()))
+                .collect(),
             admin: config.admin,
             journal: config.journal.location.clone(),
             lease: config.journal.lease,
@@ -75,14 +87,20 @@ impl Fixed {
     }
 
     /// The keys in which two differ.
-    fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let differs = [
-            ("listen.address", self.listen != other.listen),
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        for ((name, address, tls), (_, other_address, other_tls)) in self.listeners.iter().zip(&other.listeners) {
+            keys.extend((address != other_address).then(|| format!("{name}.address")));
+            keys.extend((tls != other_tls).then(|| format!("{name}.tls")));
+        }
+        let others = [
+            ("listeners", self.listeners.len() != other.listeners.len()),
             ("admin.address", self.admin != other.admin),
             ("journal.url", !self.journal.is(&other.journal)),
             ("journal.lease", self.lease != other.lease),
             ("log.format", self.format != other.format),
         ];
-        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+        keys.extend(others.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()));
+        keys
     }
 }

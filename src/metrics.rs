@@ -83,6 +83,13 @@ catalogue! {
     contract_warnings: IntCounterVec = "spigate_contract_warnings_total" ["app", "action", "field"];
     /// Backend replies that broke the contract, by rule.
     backend_violations: IntCounterVec = "spigate_backend_violations_total" ["app", "action", "rule"];
+    /// Whether a URL of a backend is called, by its position: 0 while its circuit is open or its
+    /// probe fails.
+    backend_up: IntGaugeVec = "spigate_backend_up" ["app", "backend"];
+    /// Times that the circuit of a backend's URL opened, because too many calls in a row failed.
+    backend_circuit_opened: IntCounterVec = "spigate_backend_circuit_opened_total" ["app", "backend"];
+    /// Calls that were sent to another URL than the first, by the position of that one.
+    backend_failovers: IntCounterVec = "spigate_backend_failovers_total" ["app", "backend"];
     /// Deliveries, by what became of them: an attempt's outcome, or why a copy caused none. An
     /// attempt that was confirmed after its own caller had been answered counts as late, too.
     deliveries: IntCounterVec = "spigate_deliveries_total" ["app", "action", "outcome"];
@@ -106,10 +113,20 @@ catalogue! {
     connections: IntGauge = "spigate_connections" [];
     /// Connections refused because limits.connections was reached.
     connections_refused: IntCounter = "spigate_connections_refused_total" [];
+    /// Connections closed because they did not begin with a PROXY header that counts, by reason.
+    proxy_protocol_errors: IntCounterVec = "spigate_proxy_protocol_errors_total" ["reason"];
     /// Times that accepting a connection failed, as it does without free file descriptors.
     accept_errors: IntCounter = "spigate_accept_errors_total" [];
+    /// When the certificate, or the earliest of those that are sent with it, expires: seconds since
+    /// 1970. By listener and the certificate's file.
+    tls_certificate_expiry: IntGaugeVec =
+        "spigate_tls_certificate_expiry_timestamp_seconds" ["listener", "certificate"];
+    /// TLS handshakes that failed, by reason.
+    tls_handshake_errors: IntCounterVec = "spigate_tls_handshake_errors_total" ["reason"];
     /// Requests whose caller hung up before the answer.
     callers_gone: IntCounter = "spigate_callers_gone_total" [];
+    /// Log lines dropped because standard output was too slow for them.
+    log_dropped: IntCounter = "spigate_log_dropped_total" [];
     /// Panics caught: bugs.
     panics: IntCounter = "spigate_panics_total" [];
     /// Changed configurations, by what became of them; a failure keeps the one before.

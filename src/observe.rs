@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +23,11 @@ use crate::clock;
 use crate::delivery::{Delivery, Outcome};
 use crate::exchange::{Answer as Words, Exchange, Verdict};
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
+use crate::peer::client::Client;
 use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
+use crate::telemetry::spans;
 
 /// Where requests are counted and logged.
 pub struct Observer {
@@ -68,6 +71,7 @@ impl Observer {
         if let Err(rejection) = &result {
             app.rejected(&self.metrics, rejection.code());
         }
+        spans::answered(&response, &exchange, outcome, result.as_ref().err());
         let log = self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed));
         if let Some(refusal) = &exchange.would_refuse {
             app.would_refuse(&self.metrics, refusal.code());
@@ -78,11 +82,14 @@ impl Observer {
                 tracing::warn!(request_id, app, code, cause, "would be refused, were it not for enforce = false");
             }
         }
-        if let Some(log) = log {
+        if let Some(log) = log
+            && result.as_ref().err().is_none_or(Rejection::is_logged)
+        {
             log.write(&Line {
                 now: clock::now(),
                 request_id,
-                client: asked.peer.address,
+                client: asked.client,
+                peer: Some(asked.socket).filter(|socket| *socket != asked.client),
                 method: &asked.method,
                 path: &asked.path,
                 exchange: &exchange,
@@ -181,10 +188,12 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let id = request.extensions().get::<RequestId>();
+        let peer: Peer = request.extensions().get().cloned().unwrap_or_default();
         let asked = Asked {
             arrival: Instant::now(),
             request_id: id.map_or(HeaderValue::from_static("-"), |id| id.header_value().clone()),
-            peer: request.extensions().get().copied().unwrap_or_default(),
+            client: request.extensions().get().map_or(peer.address, |client: &Client| client.address),
+            socket: peer.socket,
             method: request.method().clone(),
             path: request.uri().clone(),
         };
@@ -197,7 +206,10 @@ where
 struct Asked {
     arrival: Instant,
     request_id: HeaderValue,
-    peer: Peer,
+    /// The client's address, as far as it is known.
+    client: IpAddr,
+    /// The other end of the connection.
+    socket: IpAddr,
     method: http::Method,
     /// Only its path is ever shown.
     path: http::Uri,
@@ -217,7 +229,7 @@ impl Drop for Pending {
             self.observer.metrics.callers_gone.inc();
             tracing::info!(
                 request_id = self.asked.request_id.to_str().unwrap_or("-"),
-                client = %self.asked.peer.address,
+                client = %self.asked.client,
                 "the caller hung up before the answer"
             );
         }

@@ -1,26 +1,58 @@
 //! Who is on the other end of a connection, and what of its claims is believed.
 
+pub mod client;
+
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use http::{HeaderName, HeaderValue, Request};
+use ipnet::IpNet;
 use tower::{Layer, Service};
 use tower_http::request_id::RequestId;
 
 /// The other end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
     /// Whether it is a proxy that the configuration trusts.
     pub trusted: bool,
+    /// Whether the address is its own. A proxy that hands connections through may not know.
+    pub known: bool,
+    /// The other end of the socket: another one than `address` where a proxy hands connections
+    /// through and says for whom.
+    pub socket: IpAddr,
+    /// The proxies whose word counted when the connection was made.
+    pub proxies: Proxies,
 }
 
 impl Default for Peer {
     fn default() -> Self {
-        Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), trusted: false }
+        Proxies::default().peer(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+}
+
+/// The proxies that the configuration trusts, by their networks.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies(Arc<[IpNet]>);
+
+impl Proxies {
+    /// Trusts every address in these networks.
+    pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self(networks.into_iter().collect())
+    }
+
+    /// Whether an address is a trusted proxy's.
+    pub fn include(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// The peer at an address.
+    pub fn peer(&self, address: IpAddr) -> Peer {
+        let address = address.to_canonical();
+        Peer { address, trusted: self.include(address), known: true, socket: address, proxies: self.clone() }
     }
 }
 
@@ -29,7 +61,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are somebody's data, not an id.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Drops the request id that a stranger gave, and one that does not look like an id.
+/// Finds out who the client is, and drops the request id that a stranger gave or that does not
+/// look like one.
 #[derive(Clone, Copy)]
 pub struct TrustLayer;
 
@@ -56,13 +89,15 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Trust<S> {
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let trusted = request.extensions().get().is_some_and(|peer: &Peer| peer.trusted);
+        let peer: Peer = request.extensions().get().cloned().unwrap_or_default();
         let plausible = |id: &HeaderValue| {
             (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
         };
-        if !trusted || !request.headers().get(X_REQUEST_ID).is_some_and(plausible) {
+        if !peer.trusted || !request.headers().get(X_REQUEST_ID).is_some_and(plausible) {
             request.headers_mut().remove(X_REQUEST_ID);
         }
+        let client = client::client(&peer, request.headers());
+        request.extensions_mut().insert(client);
         self.inner.call(request)
     }
 }

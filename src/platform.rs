@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, CallError, RawReply};
-use crate::config::{BackendConfig, Endpoint, Send};
+use crate::config::{BackendConfig, BackendTls, CircuitConfig, Endpoint, Send};
 use crate::dialect::canonical::Ambiguous;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::reply::{Judgement, ReplyContract};
@@ -198,17 +198,20 @@ pub async fn call(url: &str, header: Option<(&str, &str)>, patience: Duration) -
     let authority = endpoint.authority.clone();
     let config = BackendConfig {
         endpoint,
+        failover: Vec::new(),
         send: Send::Raw,
         answer_within: patience,
         timeout: patience,
         connect_timeout: patience,
         keep_alive: Duration::ZERO,
         path,
-        ca_pem: None,
+        tls: BackendTls::default(),
+        circuit: CircuitConfig::OFF,
+        probe: None,
         routes: Vec::new(),
     };
     let unusable = |error: &dyn fmt::Display| CallFailure::Url(error.to_string());
-    let client = Backend::new(config, LONGEST_REPLY).map_err(|error| unusable(&error))?;
+    let client = Backend::new(&config, LONGEST_REPLY, None).map_err(|error| unusable(&error))?;
     let mut request = Request::get(target).body(Full::new(Bytes::new())).map_err(|error| unusable(&error))?;
     request.headers_mut().insert(HOST, authority);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("spigate"));

@@ -13,6 +13,7 @@ use http::StatusCode;
 
 use crate::dialect::reply::Violation;
 use crate::dialect::request::ContractError;
+use crate::peer::client::Client;
 use crate::query::QueryError;
 
 /// Why a request is not answered with a backend's reply. The codes are listed in the README.
@@ -24,6 +25,11 @@ pub enum Rejection {
     MethodNotAllowed,
     /// No app has this host and path.
     UnknownApp,
+    /// The client is not among those that may call the app.
+    ClientNotAllowed {
+        /// Its address, as far as it is known.
+        client: Client,
+    },
     /// The query is longer than `limits.query_bytes`.
     UriTooLong {
         /// The configured limit in bytes.
@@ -99,6 +105,15 @@ pub enum Rejection {
         /// Its status.
         status: u16,
     },
+    /// The client failed to prove itself more often than `limits.failed_per_minute`.
+    TooManyFailures {
+        /// Seconds until another failure would be told in its own words.
+        retry_after: u32,
+        /// The code of what failed this time.
+        instead_of: &'static str,
+        /// Whether the log is told; once a minute is enough.
+        told: bool,
+    },
     /// The gateway is at one of its limits.
     Overloaded,
     /// The gateway is about to end.
@@ -155,6 +170,7 @@ impl Rejection {
             | Self::FieldInvalid { .. } => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnknownApp => StatusCode::NOT_FOUND,
+            Self::ClientNotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::UriTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::SignatureMissing { .. }
@@ -164,6 +180,7 @@ impl Rejection {
             | Self::TimestampExpired { .. }
             | Self::TimestampInFuture { .. } => StatusCode::UNAUTHORIZED,
             Self::OrderConflict => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooManyFailures { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BackendUnreachable { .. }
             | Self::BackendBrokenReply { .. }
             | Self::BackendContract(_)
@@ -184,6 +201,7 @@ impl Rejection {
             Self::MalformedRequest(_) => "malformed_request",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnknownApp => "unknown_app",
+            Self::ClientNotAllowed { .. } => "client_not_allowed",
             Self::UriTooLong { .. } => "uri_too_long",
             Self::HeadersTooLarge => "headers_too_large",
             Self::BodyNotAllowed => "body_not_allowed",
@@ -205,6 +223,7 @@ impl Rejection {
             Self::BackendContract(_) => "backend_contract",
             Self::BackendTimeout => "backend_timeout",
             Self::BackendError { .. } => "backend_error",
+            Self::TooManyFailures { .. } => "too_many_failures",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::Internal => "internal",
@@ -223,6 +242,7 @@ impl Rejection {
             }
             Self::MethodNotAllowed => "only GET is allowed".into(),
             Self::UnknownApp => "nothing is served at this address".into(),
+            Self::ClientNotAllowed { .. } => "this client may not call this app".into(),
             Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
             Self::HeadersTooLarge => "the request has too many headers".into(),
             Self::BodyNotAllowed => "a GET must not have a body".into(),
@@ -244,6 +264,7 @@ impl Rejection {
             Self::BackendContract(_) => "the backend's reply breaks the contract".into(),
             Self::BackendTimeout => "the backend did not reply in time".into(),
             Self::BackendError { .. } => "the backend failed".into(),
+            Self::TooManyFailures { .. } => "too many requests that do not verify came from this address".into(),
             Self::Overloaded => "the gateway is overloaded; come again".into(),
             Self::ShuttingDown => "the gateway is shutting down; come again".into(),
             Self::Internal => "an internal error; it was logged".into(),
@@ -259,6 +280,16 @@ impl Rejection {
     /// What only the log is told: the cause, and what to do about it.
     pub fn cause(&self) -> Option<Cow<'_, str>> {
         match self {
+            Self::ClientNotAllowed { client: Client { address, known: true } } => {
+                Some(format!("{address} is not in the app's allow_from").into())
+            }
+            Self::ClientNotAllowed { client: Client { address, known: false } } => Some(
+                format!(
+                    "its address is not known, only that it came by way of {address}; look at what the proxy writes \
+                     into X-Forwarded-For and Forwarded"
+                )
+                .into(),
+            ),
             Self::SignatureMissing { header: Some(header) } => Some(
                 format!(
                     "neither the query nor the header {header} has one; if the platform sent the header, an nginx or \
@@ -277,6 +308,10 @@ impl Rejection {
             Self::SignatureInvalid(BadSignature::Ambiguous) => {
                 Some("a value contains a delimiter that this dialect signs unencoded".into())
             }
+            Self::TooManyFailures { instead_of, .. } => Some(
+                format!("{instead_of} this time; its failures beyond the limit are not logged again for a minute")
+                    .into(),
+            ),
             Self::BackendUnreachable { cause }
             | Self::BackendBrokenReply { cause }
             | Self::JournalUnavailable { cause } => Some((&**cause).into()),
@@ -311,9 +346,15 @@ impl Rejection {
         match self {
             Self::DeliveryInProgress | Self::JournalUnavailable { .. } => Some(5),
             Self::DeliveryHeld => Some(60),
+            Self::TooManyFailures { retry_after, .. } => Some(*retry_after),
             Self::Overloaded | Self::ShuttingDown => Some(1),
             _ => None,
         }
+    }
+
+    /// Whether the access log has a line for it.
+    pub fn is_logged(&self) -> bool {
+        !matches!(self, Self::TooManyFailures { told: false, .. })
     }
 
     /// Whether the connection must not carry another request: its framing is in doubt.

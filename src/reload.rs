@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::config::files::Fingerprint;
 use crate::config::source::Problem;
 use crate::live::Live;
+use crate::systemd;
 
 /// How often contents are looked at. Reading a handful of small files costs next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -52,6 +53,8 @@ impl Reloader {
     }
 
     async fn look(&mut self, is_asked: bool) {
+        // systemd, which may have asked, waits for the end of this.
+        let _reloading = is_asked.then(systemd::reloading);
         let Some((_, found)) = self.read().await else { return };
         if found == self.served {
             if self.refused.take().is_some() {
@@ -81,7 +84,7 @@ impl Reloader {
         }
     }
 
-    fn succeeded(&mut self, config: &Config, ignored: &[&'static str], made_of: Fingerprint) {
+    fn succeeded(&mut self, config: &Config, ignored: &[String], made_of: Fingerprint) {
         (self.served, self.refused) = (made_of, None);
         self.live.metrics.config_reloads.with_label_values(&[SUCCESS]).inc();
         self.live.metrics.config_loaded.set(clock::now().as_second());
@@ -93,6 +96,7 @@ impl Reloader {
         }
         let apps = config.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
         tracing::info!(apps, "the configuration was reloaded");
+        systemd::status("serving by a configuration that was reloaded");
     }
 
     fn failed(&mut self, problems: &[String], made_of: Fingerprint) {
@@ -101,6 +105,7 @@ impl Reloader {
         for problem in problems {
             tracing::error!(problem, "the changed configuration cannot be used; the one before stays");
         }
+        systemd::status("serving by the configuration before: the changed one has problems, see the log");
     }
 
     /// Reads on a thread where it may block: files may lie on a network.

@@ -1,4 +1,4 @@
-//! A gateway that runs: both listeners and everything behind them, from a configuration to the
+//! A gateway that runs: its listeners and everything behind them, from a configuration to the
 //! last delivery. `serve` runs one with signals, `demo` one without.
 
 use std::sync::Arc;
@@ -6,33 +6,39 @@ use std::sync::Arc;
 use http::HeaderName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
+use crate::config::listen::{Address, ListenConfig};
 use crate::config::{Config, ShutdownConfig, units};
 use crate::gateway::{self, Gateway};
 use crate::journal::Journal;
-use crate::live::Live;
+use crate::live::{Fixed, Live};
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::places::Places;
 use crate::served::Served;
-use crate::server::Server;
+use crate::server::listener::Listener;
+use crate::server::{Phase, Server};
 use crate::stage::claim::Deliveries;
 use crate::telemetry::Telemetry;
+use crate::tls::Acceptors;
 
-/// A running gateway: both listeners and everything behind them.
+/// A running gateway: its listeners and everything behind them.
 pub struct Instance {
-    /// Where the public listener really listens.
-    pub listen: std::net::SocketAddr,
+    /// Where the first public listener really listens.
+    pub listen: Address,
     /// Where the admin listener really listens.
     pub admin: std::net::SocketAddr,
     ready: watch::Sender<bool>,
-    stop: watch::Sender<bool>,
-    server: tokio::task::JoinHandle<tokio_util::task::TaskTracker>,
+    phase: watch::Sender<Phase>,
+    /// One for each public listener.
+    servers: Vec<JoinHandle<TaskTracker>>,
     deliveries: Deliveries,
     /// Keeps the journal, and with it the lease.
-    keeper: tokio::task::JoinHandle<()>,
+    keeper: JoinHandle<()>,
     live: Arc<Live>,
 }
 
@@ -50,13 +56,19 @@ impl Instance {
         let journal = Journal::open(&config, Arc::clone(&metrics)).await?;
         let keeper = tokio::spawn(Arc::clone(&journal).keep());
 
-        let bind = async |key: &str, address| {
-            TcpListener::bind(address).await.map_err(|error| unusable(&format!("{key} = \"{address}\""), &error))
-        };
-        let (public, private) =
-            (bind("listen.address", config.listen).await?, bind("admin.address", config.admin).await?);
-        let address = |listener: &TcpListener| listener.local_addr().map_err(|error| unusable("listener", &error));
-        let (listen, admin) = (address(&public)?, address(&private)?);
+        let mut public = Vec::new();
+        for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
+            let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
+            let listener = Listener::bind(&address).await.map_err(|error| wrong(&error))?;
+            let address = listener.address().map_err(|error| wrong(&error))?;
+            let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
+            let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
+            public.push((listener, address, name, tls));
+        }
+        let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
+        let private = TcpListener::bind(config.admin).await.map_err(wrong)?;
+        let admin = private.local_addr().map_err(wrong)?;
+        let listen = public.first().map(|(_, address, ..)| address.clone()).ok_or("there is no public listener")?;
 
         let mut headers: Vec<HeaderName> =
             config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone()).collect();
@@ -74,22 +86,39 @@ impl Instance {
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
         observer.log_requests(config.log.access);
         let stack = gateway::stack(gateway, Arc::clone(&observer), headers.into());
-        let live = Live::new(&config, Arc::clone(&metrics), served, Arc::clone(&journal), observer);
+        let levels = telemetry.map(|telemetry| telemetry.levels.clone());
+        let live = Arc::new(Live {
+            metrics: Arc::clone(&metrics),
+            served,
+            journal: Arc::clone(&journal),
+            observer,
+            levels: levels.clone(),
+            tls: public.iter().filter_map(|(.., tls)| tls.clone()).collect(),
+            fixed: Fixed::of(&config),
+        });
 
         let (ready, is_ready) = watch::channel(true);
-        let (stop, stopping) = watch::channel(false);
+        let (phase, is_in_phase) = watch::channel(Phase::Serving);
         let admin_router = admin::router(Admin {
             metrics: Arc::clone(&metrics),
             journal: Arc::clone(&journal),
-            served: now_served,
+            served: now_served.clone(),
             ready: is_ready,
+            levels,
+            dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
+            requests: tokio::runtime::Handle::current(),
         });
-        // Ends with the process: monitoring may look until the very last.
-        tokio::spawn(async move { axum::serve(private, admin_router).await });
-        let server = Server { limits: config.limits, trusted_proxies: config.trusted_proxies, metrics };
-        let server = tokio::spawn(server.serve(public, stack, stopping));
+        admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
+        let places = Places::default();
+        let mut servers = Vec::new();
+        for (listener, address, name, tls) in public {
+            tracing::info!(listener = name, %address, tls = tls.is_some(), "listening");
+            let (served, places) = (now_served.clone(), places.clone());
+            let server = Server::new(name, served, places, tls, Arc::clone(&metrics));
+            servers.push(tokio::spawn(server.serve(listener, stack.clone(), is_in_phase.clone())));
+        }
         tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
-        Ok(Self { listen, admin, ready, stop, server, deliveries, keeper, live: Arc::new(live) })
+        Ok(Self { listen, admin, ready, phase, servers, deliveries, keeper, live })
     }
 
     /// What of it follows the configuration.
@@ -97,16 +126,25 @@ impl Instance {
         Arc::clone(&self.live)
     }
 
-    /// Stops: first not ready, then no new connections, then what still runs, within limits.
+    /// What it does, in a line.
+    pub fn status(&self) -> String {
+        format!("serving on {}", self.listen)
+    }
+
+    /// Stops: first not ready, and clients are asked to connect anew; then no new connections; then
+    /// what still runs, within limits.
     pub async fn stop(self) {
         let ShutdownConfig { delay, grace } = self.live.served.borrow().shutdown;
         tracing::info!(delay = units::show_duration(delay), "stopping: not ready any more");
         self.ready.send_replace(false);
+        self.phase.send_replace(Phase::Leaving);
         tokio::time::sleep(delay).await;
-        self.stop.send_replace(true);
+        self.phase.send_replace(Phase::Stopping);
         let drained = async {
-            if let Ok(connections) = self.server.await {
-                connections.wait().await;
+            for server in self.servers {
+                if let Ok(connections) = server.await {
+                    connections.wait().await;
+                }
             }
             self.deliveries.drained().await;
         };

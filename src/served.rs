@@ -9,8 +9,11 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 
 use crate::app::App;
+use crate::config::listen::ListenConfig;
 use crate::config::{Config, Limits, ShutdownConfig};
+use crate::failures::Failures;
 use crate::metrics::Metrics;
+use crate::peer::Proxies;
 use crate::stage::route::Routes;
 
 /// See the module.
@@ -19,12 +22,32 @@ pub struct Served {
     pub routes: Routes,
     /// The apps by name.
     pub apps: HashMap<String, Arc<App>>,
-    /// Limits of requests.
+    /// Who is believed at each public listener, by its name.
+    pub doors: HashMap<String, Door>,
+    /// How often clients fail to verify, where that is limited.
+    pub failures: Option<Arc<Failures>>,
+    /// Limits of requests and connections.
     pub limits: Limits,
     /// How the process ends.
     pub shutdown: ShutdownConfig,
     /// How long a recorded expire or delete is replayed.
     pub lifecycle_replay: SignedDuration,
+}
+
+/// Who is believed at a public listener.
+#[derive(Clone, Debug, Default)]
+pub struct Door {
+    /// The proxies whose word counts.
+    pub proxies: Proxies,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+}
+
+impl Door {
+    fn of(listener: &ListenConfig) -> Self {
+        let proxies = Proxies::new(listener.trusted_proxies.iter().copied());
+        Self { proxies, proxy_protocol: listener.proxy_protocol }
+    }
 }
 
 impl Served {
@@ -44,7 +67,16 @@ impl Served {
             let made = App::new(app.clone(), backend, &config.limits, metrics);
             apps.insert(app.name.clone(), Arc::new(made.map_err(|error| format!("app {}: {error}", app.name))?));
         }
+        let doors = config.listeners.iter().map(|listener| (listener.name.clone(), Door::of(listener)));
+        let limit = config.limits.failed_per_minute;
+        let known = before.filter(|before| before.limits.failed_per_minute == limit);
+        let failures = match known {
+            Some(known) => known.failures.clone(),
+            None => limit.map(|limit| Arc::new(Failures::new(limit.get()))),
+        };
         Ok(Self {
+            doors: doors.collect(),
+            failures,
             routes: Routes::new(apps.values().map(Arc::clone)),
             apps,
             limits: config.limits,

@@ -1,13 +1,17 @@
-//! The public listener: accepts connections, gives each its limits, hands requests to the stack
+//! A public listener: accepts connections, gives each its limits, hands requests to the stack
 //! and lets go of everything when the process is to end.
 
+pub mod http1;
+pub mod http2;
+pub mod listener;
 pub mod pace;
+pub mod proxy;
+pub mod stream;
 pub mod wire;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,43 +19,74 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use self::pace::Pace;
-use self::wire::Wire;
+use self::listener::Listener;
+use self::proxy::Introductions;
+use self::stream::{Socket, Stream};
 use crate::config::Limits;
 use crate::metrics::{InFlight, Metrics};
 use crate::peer::Peer;
+use crate::places::Places;
 use crate::rejection::Rejection;
+use crate::served::Served;
 use crate::stage::answer;
-use crate::stage::receive::MAX_HEADERS;
+use crate::throttle::Throttle;
+use crate::tls::{self, Acceptors};
 
-/// hyper answers 414 by itself where a target passes 65,534 bytes; its buffer must hold more.
-const MAX_HEAD: usize = 128 * 1024;
+/// Most bytes of a request's head. hyper answers 414 by itself where a target passes 65,534 bytes;
+/// its buffer must hold more.
+const MAX_HEAD: u32 = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines about it: it may go on for as long as somebody holds all descriptors.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
-/// What the listener needs to know.
+/// How far the process has come on its way to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Everything is served.
+    Serving,
+    /// Everything is served, and clients are asked to connect anew, which may lead elsewhere.
+    Leaving,
+    /// What was begun is finished; nothing new begins.
+    Stopping,
+}
+
+/// What a listener needs to know.
 pub struct Server {
-    /// Limits of connections.
-    pub limits: Limits,
-    /// Whose forwarding headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Metrics of connections.
-    pub metrics: Arc<Metrics>,
+    /// Its name in the configuration.
+    name: String,
+    /// Limits of connections, and who is believed, as the configuration has it now.
+    served: watch::Receiver<Arc<Served>>,
+    /// Places for connections, of all listeners.
+    places: Places,
+    /// Its side of TLS handshakes; plain HTTP/1 without.
+    tls: Option<Arc<Acceptors>>,
+    introductions: Arc<Introductions>,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
-    /// Serves `listener` with `stack` until `stop` turns true; then takes no new connections,
-    /// closes idle ones and returns the tracker of those that still finish a request.
-    pub async fn serve<S, B>(self, listener: TcpListener, stack: S, mut stop: watch::Receiver<bool>) -> TaskTracker
+    /// The server of the listener called `name`; `places` are shared by all of them.
+    pub fn new(
+        name: String,
+        served: watch::Receiver<Arc<Served>>,
+        places: Places,
+        tls: Option<Arc<Acceptors>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let introductions = Arc::new(Introductions::new(Arc::clone(&metrics)));
+        Self { name, served, places, tls, introductions, metrics }
+    }
+
+    /// Serves `listener` with `stack` until `phase` is [`Phase::Stopping`]; then takes the
+    /// connections that wait already and no new ones, closes idle ones and returns the tracker of
+    /// those that still finish a request.
+    pub async fn serve<S, B>(self, listener: Listener, stack: S, mut phase: watch::Receiver<Phase>) -> TaskTracker
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
             + Clone
@@ -60,110 +95,148 @@ impl Server {
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let complaints = Throttle::new(COMPLAIN_AGAIN);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = phase.wait_for(|phase| *phase == Phase::Stopping) => break,
             };
-            let (stream, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    self.rest_after(&error).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                self.metrics.connections_refused.inc();
-                refuse(&stream);
-                continue;
-            };
-            let peer = self.peer(address);
-            let running = InFlight::new(&self.metrics.connections);
-            let (limits, stack, stop) = (self.limits, stack.clone(), stop.clone());
-            connections.spawn(async move {
-                connection(stream, peer, limits, stack, stop).await;
-                drop((place, running));
-            });
+            match accepted {
+                Ok((socket, address)) => self.take(socket, address, &stack, &phase, &connections),
+                Err(error) => self.rest_after(&error, &complaints).await,
+            }
+        }
+        for (socket, address) in listener.close() {
+            self.take(socket, address, &stack, &phase, &connections);
         }
         connections.close();
         connections
     }
 
+    /// Gives a connection a task of its own, if there is a place for it.
+    fn take<S, B>(
+        &self,
+        socket: Socket,
+        address: SocketAddr,
+        stack: &S,
+        phase: &watch::Receiver<Phase>,
+        connections: &TaskTracker,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let served = Arc::clone(&self.served.borrow());
+        let Some(place) = self.places.take(served.limits.connections) else {
+            self.metrics.connections_refused.inc();
+            // A client that waits for a TLS handshake could not read an answer.
+            if self.tls.is_none() {
+                refuse(&socket);
+            }
+            return;
+        };
+        // A listener that the configuration has no more stays until the restart, and believes nobody.
+        let door = served.doors.get(&self.name).cloned().unwrap_or_default();
+        let peer = door.proxies.peer(address.ip());
+        let running = InFlight::new(&self.metrics.connections);
+        let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
+        let introductions = door.proxy_protocol.then(|| Arc::clone(&self.introductions));
+        let (stack, mut phase) = (stack.clone(), phase.clone());
+        connections.spawn(async move {
+            let introduced = introduced(socket, peer, introductions, limits.header_timeout, &mut phase).await;
+            if let Some((socket, peer)) = introduced {
+                connection(socket, peer, limits, tls, &metrics, stack, phase).await;
+            }
+            drop((place, running));
+        });
+    }
+
     /// A connection that broke before it was accepted is its own problem; anything else, like
     /// having no file descriptors left, takes time to pass.
-    async fn rest_after(&self, error: &io::Error) {
+    async fn rest_after(&self, error: &io::Error, complaints: &Throttle) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
             return;
         }
         self.metrics.accept_errors.inc();
-        tracing::warn!(%error, "cannot accept a connection; trying again");
+        if complaints.passes() {
+            tracing::warn!(%error, "cannot accept a connection; trying again");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
-    }
-
-    fn peer(&self, address: SocketAddr) -> Peer {
-        let address = address.ip().to_canonical();
-        Peer { address, trusted: self.trusted_proxies.iter().any(|network| network.contains(&address)) }
     }
 }
 
+/// A connection and whom it is from, where a proxy has to say that; `None` if there is nobody to
+/// serve.
+async fn introduced(
+    mut socket: Socket,
+    peer: Peer,
+    introductions: Option<Arc<Introductions>>,
+    within: Duration,
+    phase: &mut watch::Receiver<Phase>,
+) -> Option<(Socket, Peer)> {
+    let Some(introductions) = introductions else { return Some((socket, peer)) };
+    let peer = tokio::select! {
+        // What has come before the stop is served.
+        biased;
+        peer = introductions.introduce(&mut socket, peer, within) => peer?,
+        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return None,
+    };
+    Some((socket, peer))
+}
+
 /// Serves one connection to its end.
-async fn connection<S, B>(stream: TcpStream, peer: Peer, limits: Limits, stack: S, mut stop: watch::Receiver<bool>)
-where
+async fn connection<S, B>(
+    socket: Socket,
+    peer: Peer,
+    limits: Limits,
+    tls: Option<Arc<Acceptors>>,
+    metrics: &Metrics,
+    stack: S,
+    phase: watch::Receiver<Phase>,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     // Without it a small answer may wait for the acknowledgement of the one before.
-    if stream.set_nodelay(true).is_err() {
+    if socket.set_nodelay().is_err() {
         return;
     }
-    let pace = Arc::new(Pace::new(&limits));
-    let io = TokioIo::new(Wire::new(stream, Arc::clone(&pace)));
-    let service_pace = Arc::clone(&pace);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let pace = Arc::clone(&service_pace);
-        pace.begun();
-        request.extensions_mut().insert(peer);
-        let answer = stack.clone().call(request);
-        async move {
-            let answer = answer.await;
-            pace.answered();
-            answer
-        }
-    });
-    // Time is kept by `pace`, so hyper needs no timer; see dependencies on its own timeout.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .max_buf_size(MAX_HEAD)
-        // More than the gateway allows, so that the common excess gets an answer in words.
-        .max_headers(2 * MAX_HEADERS)
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let mut check = pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
-    let mut stopping = *stop.borrow();
-    if stopping {
-        connection.as_mut().graceful_shutdown();
-    }
-    loop {
-        tokio::select! {
-            // An error here is the peer's: a broken connection or a head that was refused.
-            _ = connection.as_mut() => return,
-            () = check.as_mut() => match pace.next_check() {
-                Some(next) => check.as_mut().reset(tokio::time::Instant::now() + next),
-                // Too slow: closing is all that is owed.
-                None => return,
-            },
-            _ = stop.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
+    let Some(tls) = tls else {
+        return http1::serve(Stream::Plain(socket), peer, limits, stack, phase).await;
+    };
+    let stream = match timeout(limits.header_timeout, tls.current().accept(socket)).await {
+        Ok(Ok(stream)) => stream,
+        failed => {
+            let reason = match &failed {
+                Err(_) => "timeout",
+                Ok(Err(error))
+                    if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) =>
+                {
+                    "refused"
+                }
+                Ok(_) => "closed",
+            };
+            metrics.tls_handshake_errors.with_label_values(&[reason]).inc();
+            if let Ok(Err(error)) = failed {
+                tracing::debug!(client = %peer.address, %error, "TLS handshake failed");
             }
+            return;
         }
+    };
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::H2);
+    let stream = Stream::Tls(Box::new(stream));
+    if is_http2 {
+        http2::serve(stream, peer, limits, stack, phase).await;
+    } else {
+        http1::serve(stream, peer, limits, stack, phase).await;
     }
 }
 
 /// Tells a connection beyond the limit to come again, if it can be told without waiting.
-fn refuse(stream: &TcpStream) {
+fn refuse(socket: &Socket) {
     let response = answer::rejection(&Rejection::Overloaded, "-");
     let mut text = String::from("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n");
     for (name, value) in response.headers() {
@@ -173,5 +246,5 @@ fn refuse(stream: &TcpStream) {
     text.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
     text.push_str(&String::from_utf8_lossy(body));
     // Whoever cannot take it now finds the connection closed, which says the same.
-    let _ = stream.try_write(text.as_bytes());
+    let _ = socket.try_write(text.as_bytes());
 }

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Failure, Overrides, load_config, terminal};
+use super::{Failure, Overrides, load_config, print_config, terminal};
 use crate::config::raw;
 
 /// Arguments of `spigate check-config`.
 #[derive(Args)]
 pub struct CheckConfig {
-    /// The configuration file
+    /// The configuration file; - for standard input
     #[arg(long, value_name = "FILE", required_unless_present = "schema")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -18,6 +18,9 @@ pub struct CheckConfig {
     /// Print the JSON schema of the configuration instead
     #[arg(long, conflicts_with = "config")]
     schema: bool,
+    /// Print the configuration with variables, flags and defaults, secrets masked, instead
+    #[arg(long, conflicts_with = "schema")]
+    print_config: bool,
 }
 
 impl CheckConfig {
@@ -31,6 +34,9 @@ impl CheckConfig {
             terminal::say(&schema.map_err(|error| Failure::unusable(error.to_string()))?);
             return Ok(());
         };
+        if self.print_config {
+            return print_config(path, self.overrides.settings());
+        }
         let config = load_config(path, self.overrides.settings())?;
         for warning in &config.warnings {
             terminal::complain(&format!("warning: {warning}"));

@@ -56,7 +56,8 @@ struct AppContext {
 struct Key {
     name: String,
     secret: Secret,
-    active: bool,
+    /// Why the gateway would not verify with it, if it would not.
+    mistake: Option<&'static str>,
 }
 
 impl Explain {
@@ -126,7 +127,7 @@ impl Explain {
                 let named = |key: &crate::config::KeyConfig| Key {
                     name: format!("{} of app {}", key.id, app.name),
                     secret: key.secret.clone(),
-                    active: key.verifies_at(clock::now()),
+                    mistake: why_not(key),
                 };
                 contexts.push(Context {
                     dialect: (*app.dialect).clone(),
@@ -146,7 +147,7 @@ impl Explain {
                 let keys = self
                     .key_file
                     .iter()
-                    .map(|path| Ok(Key { name: path.display().to_string(), secret: read_key(path)?, active: true }));
+                    .map(|path| Ok(Key { name: path.display().to_string(), secret: read_key(path)?, mistake: None }));
                 contexts.push(Context { dialect, keys: keys.collect::<Result<_, Failure>>()?, app: None });
             }
         }
@@ -204,19 +205,22 @@ fn explain(
     let mut keys: Vec<Candidate<'_>> = Vec::new();
     for context in std::iter::once(own).chain(contexts) {
         for key in &context.keys {
-            let mistake = match key.active {
-                _ if app_of(context) != app_of(own) => Some("signed with a key of another app"),
-                true => None,
-                false => {
-                    Some("signed with a key of the app that is retired, or outside of its not_before and not_after")
-                }
-            };
+            let foreign = app_of(context) != app_of(own);
+            let mistake = if foreign { Some("signed with a key of another app") } else { key.mistake };
             if !keys.iter().any(|known| known.name == key.name) {
                 keys.push(Candidate { name: key.name.clone(), secret: key.secret.expose(), mistake });
             }
         }
     }
     diagnosis::explain(&dialects, &keys, query, signature)
+}
+
+fn why_not(key: &crate::config::KeyConfig) -> Option<&'static str> {
+    if !key.active {
+        return Some("signed with a retired key of the app");
+    }
+    let in_time = key.verifies_at(clock::now());
+    (!in_time).then_some("signed with a key of the app outside of its not_before and not_after")
 }
 
 fn show_request(own: &Context, params: &Params) {

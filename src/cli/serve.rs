@@ -8,19 +8,22 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::{Failure, Overrides, load_config_with_fingerprint, reload_config};
+use super::{Failure, Overrides, load_config_with_fingerprint, print_config, reload_config};
 use crate::reload::Reloader;
 use crate::run::Instance;
-use crate::telemetry;
+use crate::{systemd, telemetry};
 
 /// Arguments of `spigate serve`.
 #[derive(Args)]
 pub struct Serve {
-    /// The configuration file
+    /// The configuration file; - for standard input
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,
+    /// Print the configuration with variables, flags and defaults, secrets masked, and end
+    #[arg(long)]
+    print_config: bool,
 }
 
 impl Serve {
@@ -29,7 +32,10 @@ impl Serve {
     /// # Errors
     /// Problems of the configuration, and addresses that cannot be used.
     pub fn run(&self) -> Result<(), Failure> {
-        let (config, made_of) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
+        if self.print_config {
+            return print_config(&self.config, self.overrides.settings());
+        }
+        let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
         let telemetry = telemetry::init(&config.log);
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -43,10 +49,13 @@ impl Serve {
             // Before anything is accepted, so that no signal finds the process unprepared.
             let mut signals = Signals::new()?;
             let running = Instance::start(config, Some(&telemetry)).await.map_err(Failure::unusable)?;
-            let (path, flags) = (self.config.clone(), self.overrides.settings());
-            let reloader = Reloader::new(running.live(), move || reload_config(&path, flags.clone()), made_of);
+            let path = self.config.clone();
+            let reloader = Reloader::new(running.live(), move || reload_config(&path, &sources), made_of);
             tokio::spawn(reloader.run(Arc::clone(&signals.hangups)));
+            systemd::ready(&running.status());
+            tokio::spawn(systemd::watchdog());
             signals.first().await;
+            systemd::stopping();
             tokio::select! {
                 () = running.stop() => {}
                 () = signals.second() => tracing::warn!("second signal: ending at once"),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use super::scalar::{Flag, Int, Secret, Strings};
+use super::scalar::{Flag, Int, OneOrMany, Secret, Strings};
 
 /// Configuration of spigate.
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Default, Debug)]
@@ -16,6 +16,8 @@ use super::scalar::{Flag, Int, Secret, Strings};
 pub struct RawConfig {
     /// Where the platform's requests arrive.
     pub listen: RawListen,
+    /// Further listeners, each with the keys of `[listen]`.
+    pub listeners: Vec<RawListen>,
     /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
@@ -36,17 +38,41 @@ pub struct RawConfig {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawListen {
-    /// Address and port.
+    /// Address and port, or `unix:` and the path of a socket.
     pub address: String,
-    /// Networks (CIDR) of proxies in front whose X-Request-Id and X-Forwarded-For are believed.
-    /// Nobody's by default.
+    /// Certificates and their keys; without any the listener speaks plain HTTP/1.1. Several are
+    /// told apart by the names in them; the first also answers for every other name.
+    pub tls: OneOrMany<RawCertificate>,
+    /// Certificate authorities (PEM): only clients with a certificate of one of them are served.
+    pub client_ca: Option<String>,
+    /// Networks (CIDR) of proxies in front whose X-Request-Id, X-Forwarded-For and Forwarded are
+    /// believed. Nobody's by default.
     pub trusted_proxies: Strings,
+    /// Whether every connection begins with a PROXY header, version 1 or 2, before TLS. Only trusted
+    /// proxies can connect then.
+    pub proxy_protocol: Flag,
 }
 
 impl Default for RawListen {
     fn default() -> Self {
-        Self { address: "0.0.0.0:8080".into(), trusted_proxies: Strings::default() }
+        Self {
+            address: "0.0.0.0:8080".into(),
+            tls: OneOrMany::default(),
+            client_ca: None,
+            trusted_proxies: Strings::default(),
+            proxy_protocol: Flag(false),
+        }
     }
+}
+
+/// A certificate and its key.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCertificate {
+    /// A file (PEM) with the certificate, and after it those between it and the authority.
+    pub certificate: Option<String>,
+    /// A file (PEM) with the certificate's private key, not encrypted.
+    pub key: Option<String>,
 }
 
 /// Where operators and monitoring look.
@@ -121,6 +147,9 @@ pub struct RawLimits {
     pub connections: Int,
     /// Most requests at once; further ones get 503 with Retry-After.
     pub in_flight: Int,
+    /// Most requests of a client's address (IPv6: its /64) that may fail to verify in a minute; further
+    /// ones that fail get 429. Requests that verify always pass. 0: any number.
+    pub failed_per_minute: Int,
     /// How long a client may take to send a request's head.
     pub header_timeout: String,
     /// How long an idle connection is kept, and how long a client may take to read an answer.
@@ -135,6 +164,7 @@ impl Default for RawLimits {
             reply_bytes: "1MiB".into(),
             connections: Int(16_000),
             in_flight: Int(1_024),
+            failed_per_minute: Int(0),
             header_timeout: "10s".into(),
             idle_timeout: "75s".into(),
         }
@@ -210,6 +240,8 @@ pub struct RawApp {
     pub host: Option<String>,
     /// The path that the platform calls, exactly.
     pub path: Option<String>,
+    /// Networks (CIDR) of the clients that may call this app, the platform's; everybody if empty.
+    pub allow_from: Strings,
     /// The marketplace's dialect.
     pub dialect: Option<String>,
     /// Keys from the platform's console; any active one verifies.
@@ -230,6 +262,9 @@ pub struct RawApp {
     pub on_unconfirmed: RawOnUnconfirmed,
     /// What tells purchases apart that carry no order number.
     pub without_order_id: RawWithoutOrderId,
+    /// Whether /readyz says no while no URL of the backend is well. Such a backend is probed, with
+    /// the defaults of `backend.probe` if it has none.
+    pub ready_requires_backend: Flag,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,
     /// Where requests are delivered.
@@ -242,6 +277,7 @@ impl Default for RawApp {
             name: None,
             host: None,
             path: None,
+            allow_from: Strings::default(),
             dialect: None,
             keys: Vec::new(),
             contract: RawContract::Lenient,
@@ -250,6 +286,7 @@ impl Default for RawApp {
             deliver_once: Flag(true),
             on_unconfirmed: RawOnUnconfirmed::Retry,
             without_order_id: RawWithoutOrderId::Signature,
+            ready_requires_backend: Flag(false),
             freshness: RawFreshness::default(),
             backend: RawBackend::default(),
         }
@@ -350,8 +387,11 @@ impl Default for RawFreshness {
 #[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawBackend {
-    /// The endpoint, http or https.
+    /// The endpoint, http or https; a Unix socket is `http://unix:/run/app.sock:/path`.
     pub url: Option<String>,
+    /// Further URLs with the same path and query, tried in order where nothing was sent to those
+    /// before.
+    pub failover: Strings,
     /// The form in which the backend receives a request.
     pub send: RawSend,
     /// When the platform is answered at the latest, counted from the request's arrival.
@@ -364,6 +404,16 @@ pub struct RawBackend {
     pub keep_alive: String,
     /// Certificate authorities (PEM) for an https backend, instead of the system's.
     pub ca_file: Option<String>,
+    /// The certificate (PEM, with its chain) that an https backend is shown.
+    pub client_certificate: Option<String>,
+    /// The key (PEM) of `client_certificate`.
+    pub client_key: Option<String>,
+    /// The name that an https backend's certificate must have, instead of the URL's host.
+    pub server_name: Option<String>,
+    /// When a URL is left alone for a while.
+    pub health: RawHealth,
+    /// Looks from time to time whether each URL is well; does not, if it is left out.
+    pub probe: Option<RawProbe>,
     /// Method and path of single actions.
     pub routes: BTreeMap<String, RawRoute>,
 }
@@ -372,14 +422,66 @@ impl Default for RawBackend {
     fn default() -> Self {
         Self {
             url: None,
+            failover: Strings::default(),
             send: RawSend::Json,
             answer_within: "13s".into(),
             timeout: "60s".into(),
             connect_timeout: "2s".into(),
             keep_alive: "1s".into(),
             ca_file: None,
+            client_certificate: None,
+            client_key: None,
+            server_name: None,
+            health: RawHealth::default(),
+            probe: None,
             routes: BTreeMap::new(),
         }
+    }
+}
+
+/// When a URL of a backend is left alone for a while: its circuit is open.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHealth {
+    /// So many failures in a row open the circuit; 0 means never.
+    pub failures: Int,
+    /// How long it stays open before single calls try it; up to a quarter longer, by chance.
+    pub open_for: String,
+    /// What counts as a failure.
+    pub count: RawCount,
+}
+
+impl Default for RawHealth {
+    fn default() -> Self {
+        Self { failures: Int(5), open_for: "1s".into(), count: RawCount::Connect }
+    }
+}
+
+/// What counts as a failure of a backend's URL.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RawCount {
+    /// No connection came about: nothing was sent.
+    Connect,
+    /// Also a reply that broke off or did not come in time, and 5xx.
+    Any,
+}
+
+/// How to look whether a backend's URL is well.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawProbe {
+    /// What is asked for with GET, 2xx and 3xx being well; without it, connecting is enough.
+    pub path: Option<String>,
+    /// How often.
+    pub every: String,
+    /// How long one look may take.
+    pub timeout: String,
+}
+
+impl Default for RawProbe {
+    fn default() -> Self {
+        Self { path: None, every: "5s".into(), timeout: "2s".into() }
     }
 }
 

@@ -15,6 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::raw::RawConfig;
+use super::{effective, keys};
 
 /// Something wrong with the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +73,10 @@ impl Sources {
             Ok(dict) => Value::from(dict),
             Err(_) => return (None, vec![self.problem("", "the configuration cannot be read")]),
         };
+        let mut masked = Vec::new();
+        take_masked(&mut tree, &mut Vec::new(), &mut masked);
+        let again = "is masked, as --print-config does with secrets; put it in again";
+        problems.extend(masked.iter().map(|path| self.problem(path, again)));
         loop {
             match RawConfig::deserialize(&tree) {
                 Ok(raw) => return (Some(raw), problems),
@@ -100,7 +105,7 @@ impl Sources {
     /// Where the value at `path`, or else the nearest thing around it, was written.
     fn place(&self, path: &str) -> String {
         let steps = parse_path(path);
-        let from_outside = self.settings().into_iter().rev().find(|(setting, _, _)| *setting == steps);
+        let from_outside = self.settings().into_iter().rev().find(|(setting, _, _)| is_same(setting, &steps));
         if let Some((_, _, name)) = from_outside {
             return name;
         }
@@ -133,9 +138,7 @@ impl Sources {
     fn settings(&self) -> Vec<(Vec<Step>, String, String)> {
         let environment = self.environment.iter().filter_map(|(name, text)| {
             let rest = name.strip_prefix("SPIGATE_")?;
-            // Single words belong to tools around spigate, except the one top-level setting.
-            (rest.contains("__") || rest == "DIALECT_DIR")
-                .then(|| (steps_of_variable(rest), text.clone(), name.clone()))
+            Some((keys::of_variable(rest)?, text.clone(), name.clone()))
         });
         let flags =
             self.flags.iter().map(|(path, text)| (parse_path(path), text.clone(), format!("command line ({path})")));
@@ -157,17 +160,11 @@ impl Provider for Layer {
     }
 }
 
-/// Settings as a tree. Lists are replaced whole by figment, so one entry changed from outside
-/// means the file's list with that entry changed.
+/// Settings over the file's tree. Lists are replaced whole by figment, so one entry changed from
+/// outside means the file's list with that entry changed.
 fn overlay(file: &Dict, settings: &[(Vec<Step>, String)]) -> Dict {
-    let mut tree = Value::from(Dict::new());
+    let mut tree = Value::from(file.clone());
     for (steps, text) in settings {
-        if let Some(Step::Key(first)) = steps.first() {
-            let has_index = steps.iter().any(|step| matches!(step, Step::Index(_)));
-            if let (true, Value::Dict(_, dict), Some(base)) = (has_index, &mut tree, file.get(first)) {
-                dict.entry(first.clone()).or_insert_with(|| base.clone());
-            }
-        }
         set(&mut tree, steps, text);
     }
     match tree {
@@ -187,7 +184,10 @@ fn set(tree: &mut Value, steps: &[Step], text: &str) {
                 *tree = Value::from(Dict::new());
             }
             if let Value::Dict(_, dict) = tree {
-                set(dict.entry(key.clone()).or_insert_with(|| Value::from(Dict::new())), rest, text);
+                // Variables are in capitals mostly, also where the file has an action's name.
+                let written = dict.keys().find(|written| written.eq_ignore_ascii_case(key));
+                let key = written.unwrap_or(key).clone();
+                set(dict.entry(key).or_insert_with(|| Value::from(Dict::new())), rest, text);
             }
         }
         Step::Index(index) => {
@@ -227,11 +227,40 @@ fn remove(tree: &mut Value, path: &[String]) -> bool {
     }
 }
 
-/// `APPS__0__BACKEND__URL` is `apps[0].backend.url`.
-fn steps_of_variable(name: &str) -> Vec<Step> {
-    name.split("__")
-        .map(|part| part.parse().map_or_else(|_| Step::Key(part.to_ascii_lowercase()), Step::Index))
-        .collect()
+/// Whether two ways lead to the same key; see [`set`].
+fn is_same(one: &[Step], other: &[Step]) -> bool {
+    one.len() == other.len()
+        && one.iter().zip(other).all(|steps| match steps {
+            (Step::Key(one), Step::Key(other)) => one.eq_ignore_ascii_case(other),
+            (one, other) => one == other,
+        })
+}
+
+/// Takes out what stands for a secret that was not shown; returns the paths.
+fn take_masked(value: &mut Value, path: &mut Vec<String>, found: &mut Vec<String>) {
+    let is_masked = |value: &Value| value.as_str().is_some_and(effective::is_masked);
+    match value {
+        Value::Dict(_, dict) => {
+            for (name, value) in dict.iter_mut() {
+                path.push(name.clone());
+                if is_masked(value) {
+                    found.push(show_path(path));
+                } else {
+                    take_masked(value, path, found);
+                }
+                path.pop();
+            }
+            dict.retain(|_, value| !is_masked(value));
+        }
+        Value::Array(_, list) => {
+            for (index, value) in list.iter_mut().enumerate() {
+                path.push(index.to_string());
+                take_masked(value, path, found);
+                path.pop();
+            }
+        }
+        _ => {}
+    }
 }
 
 fn parse_path(path: &str) -> Vec<Step> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Reads a duration: a whole number and `ms`, `s`, `m`, `h` or `d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -42,7 +42,15 @@ pub fn bytes(text: &str) -> Result<usize, String> {
 pub fn network(text: &str) -> Result<IpNet, String> {
     text.parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map(canonical)
         .map_err(|_| "is not a network: write an address or a CIDR, like \"10.0.0.0/8\"".into())
+}
+
+/// `::ffff:10.0.0.0/104` as `10.0.0.0/8`: addresses are compared in this form.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let v4 = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
+    v4.and_then(|(address, length)| Ipv4Net::new(address, length).ok()).map_or(network, IpNet::V4)
 }
 
 fn split(text: &str) -> (Option<u64>, &str) {
@@ -94,6 +102,9 @@ mod tests {
     fn networks() {
         assert!(network("10.0.0.0/8").unwrap().contains(&"10.1.2.3".parse::<IpAddr>().unwrap()));
         assert!(network("::1").unwrap().contains(&"::1".parse::<IpAddr>().unwrap()));
+        assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
+        assert_eq!(network("::ffff:10.0.0.1"), network("10.0.0.1"));
+        assert_eq!(network("::/0").unwrap().to_string(), "::/0");
         assert!(network("10.0.0.0/33").is_err());
         assert!(network("host").is_err());
     }

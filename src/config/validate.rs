@@ -3,24 +3,22 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
 use jiff::Timestamp;
 
 use super::files::{Files, Fingerprint};
-use super::raw::{self, RawApp, RawBackend, RawConfig, RawKey};
+use super::listen::Address;
+use super::raw::{self, RawApp, RawConfig, RawKey};
 use super::scalar::{Int, Secret};
 use super::source::{Problem, Sources};
-use super::{
-    AppConfig, BackendConfig, Config, Endpoint, Freshness, KeyConfig, Limits, LogConfig, PathPart, Route, Send,
-    ShutdownConfig, TestConnection, units,
-};
+use super::{AppConfig, Config, Freshness, KeyConfig, Limits, LogConfig, ShutdownConfig, TestConnection, units};
 use crate::clock;
 use crate::dialect::request::Strictness;
-use crate::dialect::{Dialect, Presence, builtin, file};
+use crate::dialect::{Dialect, builtin, file};
 
 /// Validates one raw configuration.
 pub(super) struct Validator<'s> {
@@ -44,15 +42,13 @@ impl<'s> Validator<'s> {
 
     fn config(&mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
         let dialects = self.dialects(raw.dialect_dir.as_deref());
-        let listen = self.address("listen.address", &raw.listen.address);
+        let listeners = self.listeners(&raw.listen, &raw.listeners);
         let admin = self.address("admin.address", &raw.admin.address);
-        if listen == admin && listen.is_some_and(|address| address.port() != 0) {
-            self.problem("admin.address", "must not be the public listener's address");
+        if let Some(admin) = admin.filter(|address| address.port() != 0)
+            && listeners.iter().any(|listener| listener.address == Address::Tcp(admin))
+        {
+            self.problem("admin.address", "must not be a public listener's address");
         }
-        let trusted_proxies = raw.listen.trusted_proxies.0.iter().enumerate();
-        let trusted_proxies = trusted_proxies
-            .filter_map(|(index, text)| self.read(&format!("listen.trusted_proxies[{index}]"), units::network(text)))
-            .collect();
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -66,6 +62,7 @@ impl<'s> Validator<'s> {
         for (index, app) in raw.apps.iter().enumerate() {
             apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps));
         }
+        self.doubt_lists(&listeners, &apps);
         for app in &apps {
             if shutdown.grace < app.backend.timeout {
                 self.warn(
@@ -78,13 +75,12 @@ impl<'s> Validator<'s> {
                 break;
             }
         }
-        let (Some(listen), Some(admin), true) = (listen, admin, self.problems.is_empty()) else {
+        let (Some(admin), true) = (admin, self.problems.is_empty()) else {
             self.problems.dedup();
             return Err(std::mem::take(&mut self.problems));
         };
         Ok(Config {
-            listen,
-            trusted_proxies,
+            listeners,
             admin,
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,
@@ -124,12 +120,12 @@ impl<'s> Validator<'s> {
         duration
     }
 
-    fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
+    pub(super) fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
         let address = text.parse().map_err(|_| "is not an address and port, like \"0.0.0.0:8080\"".to_owned());
         self.read(path, address)
     }
 
-    fn count(&mut self, path: &str, number: Int, range: std::ops::RangeInclusive<u64>) -> usize {
+    pub(super) fn count(&mut self, path: &str, number: Int, range: std::ops::RangeInclusive<u64>) -> usize {
         if !range.contains(&number.0) {
             self.problem(path, &format!("must be from {} to {}", range.start(), range.end()));
         }
@@ -152,6 +148,10 @@ impl<'s> Validator<'s> {
             reply_bytes: self.size("limits.reply_bytes", &raw.reply_bytes, 256..=64 * 1024 * 1024),
             connections: self.count("limits.connections", raw.connections, 1..=1_000_000),
             in_flight: self.count("limits.in_flight", raw.in_flight, 1..=1_000_000),
+            failed_per_minute: {
+                let count = self.count("limits.failed_per_minute", raw.failed_per_minute, 0..=1_000_000);
+                NonZeroU64::new(u64::try_from(count).unwrap_or(u64::MAX))
+            },
             header_timeout: self.positive_duration("limits.header_timeout", &raw.header_timeout),
             idle_timeout: self.positive_duration("limits.idle_timeout", &raw.idle_timeout),
         }
@@ -222,6 +222,7 @@ impl<'s> Validator<'s> {
         } else if others.iter().any(|other| other.path == path && other.host == host) {
             self.problem(&format!("{at}.path"), "another app has this host and path");
         }
+        let allow_from = self.networks(&format!("{at}.allow_from"), &raw.allow_from);
         let freshness = Freshness {
             max_age: self.positive_duration(&format!("{at}.freshness.max_age"), &raw.freshness.max_age),
             max_future: self.duration(&format!("{at}.freshness.max_future"), &raw.freshness.max_future),
@@ -236,7 +237,7 @@ impl<'s> Validator<'s> {
         let is_known = dialect.is_some();
         let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
-        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect);
+        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect, raw.ready_requires_backend.0);
         if !is_known {
             // Actions of a dialect that is not known cannot be wrong.
             self.problems.retain(|problem| !problem.path.starts_with(&format!("{at}.backend.routes.")));
@@ -257,6 +258,7 @@ impl<'s> Validator<'s> {
             name,
             host,
             path,
+            allow_from,
             dialect,
             keys,
             strictness: match raw.contract {
@@ -273,6 +275,7 @@ impl<'s> Validator<'s> {
             hold_unconfirmed: raw.on_unconfirmed == raw::RawOnUnconfirmed::Hold,
             join_lookalikes: raw.without_order_id == raw::RawWithoutOrderId::Unanswered,
             freshness,
+            ready_requires_backend: raw.ready_requires_backend.0,
             backend,
         })
     }
@@ -357,96 +360,10 @@ impl<'s> Validator<'s> {
             }
         }
     }
-
-    fn backend(&mut self, at: &str, raw: &RawBackend, dialect: &Dialect) -> Option<BackendConfig> {
-        let send = match raw.send {
-            raw::RawSend::Json => Send::Json,
-            raw::RawSend::Headers => Send::Headers,
-            raw::RawSend::Query => Send::Query,
-            raw::RawSend::Raw => Send::Raw,
-        };
-        let answer_within = self.positive_duration(&format!("{at}.answer_within"), &raw.answer_within);
-        let timeout = self.positive_duration(&format!("{at}.timeout"), &raw.timeout);
-        let connect_timeout = self.positive_duration(&format!("{at}.connect_timeout"), &raw.connect_timeout);
-        let keep_alive = self.duration(&format!("{at}.keep_alive"), &raw.keep_alive);
-        if timeout < answer_within {
-            self.problem(&format!("{at}.timeout"), "must not be shorter than answer_within");
-        }
-        if connect_timeout > answer_within {
-            self.problem(&format!("{at}.connect_timeout"), "must not be longer than answer_within");
-        }
-        let parsed = match &raw.url {
-            Some(url) => self.read(&format!("{at}.url"), Endpoint::parse(url).map_err(str::to_owned)),
-            None => {
-                self.problem(&format!("{at}.url"), "is missing");
-                None
-            }
-        };
-        if let Some((endpoint, _)) = &parsed
-            && endpoint.query.is_some()
-            && send == Send::Raw
-        {
-            self.problem(&format!("{at}.url"), "must not have a query with send = \"raw\": the platform's own is sent");
-        }
-        let ca_pem = raw.ca_file.as_ref().and_then(|file| {
-            let pem = self.files.read(&self.base.join(file)).map_err(|error| format!("cannot be read: {error}"));
-            self.read(&format!("{at}.ca_file"), pem)
-        });
-        let routes = self.routes(at, raw, send, parsed.as_ref().map_or("/", |(_, path)| path), dialect);
-        let (endpoint, path) = parsed?;
-        let backend =
-            BackendConfig { endpoint, send, answer_within, timeout, connect_timeout, keep_alive, path, ca_pem, routes };
-        if let Err(error) = crate::backend::tls_config(&backend) {
-            self.problem(&format!("{at}.ca_file"), &error);
-        }
-        Some(backend)
-    }
-
-    fn routes(&mut self, at: &str, raw: &RawBackend, send: Send, path: &str, dialect: &Dialect) -> Vec<Route> {
-        let method = if send == Send::Json { Method::POST } else { Method::GET };
-        let standard = Route { method, path: vec![PathPart::Literal(path.to_owned())] };
-        let mut routes = vec![standard.clone(); dialect.actions.len()];
-        for (name, route) in &raw.routes {
-            let at = format!("{at}.routes.{name}");
-            let Some(index) = dialect.action_index(name) else {
-                let known = dialect.actions.iter().map(|action| action.name.as_str()).collect::<Vec<_>>().join(", ");
-                self.problem(&at, &format!("the dialect has no such action; it has {known}"));
-                continue;
-            };
-            let mut method = standard.method.clone();
-            if let Some(text) = &route.method {
-                match Method::from_bytes(text.as_bytes()) {
-                    Ok(chosen) if is_route_method(&chosen, send) => method = chosen,
-                    _ if send == Send::Json => {
-                        self.problem(
-                            &format!("{at}.method"),
-                            "must be POST, PUT, PATCH or DELETE: the request has a body",
-                        );
-                    }
-                    _ => self.problem(&format!("{at}.method"), "must be GET, POST, PUT, PATCH or DELETE"),
-                }
-            }
-            let mut parts = standard.path.clone();
-            if let Some(template) = &route.path {
-                let compiled = path_parts(template, dialect, &dialect.actions[index].presence);
-                parts = self.read(&format!("{at}.path"), compiled).unwrap_or_default();
-            }
-            routes[index] = Route { method, path: parts };
-        }
-        routes
-    }
-}
-
-fn is_route_method(method: &Method, send: Send) -> bool {
-    match *method {
-        Method::POST | Method::PUT | Method::PATCH | Method::DELETE => true,
-        Method::GET => send != Send::Json,
-        _ => false,
-    }
 }
 
 /// A path that `http::Uri` takes and that a platform can call.
-fn is_path(path: &str) -> bool {
+pub(super) fn is_path(path: &str) -> bool {
     path.starts_with('/')
         && !path.contains(['?', '#'])
         && path.is_ascii()
@@ -456,32 +373,4 @@ fn is_path(path: &str) -> bool {
 fn is_host(host: &str) -> bool {
     let authority = host.parse::<http::uri::Authority>();
     authority.is_ok_and(|authority| authority.port().is_none() && authority.host() == host && !host.contains('@'))
-}
-
-fn path_parts(template: &str, dialect: &Dialect, presence: &[Presence]) -> Result<Vec<PathPart>, String> {
-    let probe = template.replace(['{', '}'], "x");
-    if !is_path(&probe) {
-        return Err("must begin with / and be a path as it can stand in a URL, without ? and #".into());
-    }
-    let mut parts = Vec::new();
-    let mut rest = template;
-    while !rest.is_empty() {
-        let (literal, tail) = rest.split_at(rest.find('{').unwrap_or(rest.len()));
-        if literal.contains('}') {
-            return Err("has a } without a {".into());
-        }
-        if !literal.is_empty() {
-            parts.push(PathPart::Literal(literal.to_owned()));
-        }
-        let Some(tail) = tail.strip_prefix('{') else { break };
-        let (name, tail) = tail.split_once('}').ok_or("has a { without a }")?;
-        let field = dialect.field_index(name);
-        parts.push(match field {
-            None if name == dialect.action_parameter || name == "action" => PathPart::Action,
-            Some(index) if presence[index] == Presence::Required => PathPart::Field(index),
-            _ => return Err(format!("{{{name}}} is neither {{action}} nor a field that this action requires")),
-        });
-        rest = tail;
-    }
-    Ok(parts)
 }

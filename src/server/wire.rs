@@ -1,10 +1,14 @@
-//! The byte stream below hyper: refuses what hyper's parser would forgive, and keeps time.
+//! The byte stream below hyper's HTTP/1: refuses what hyper's parser would forgive, keeps time,
+//! and ends idle connections in a stop.
 //!
 //! hyper's parser accepts a line that ends in a bare LF, and drops a fragment from the target
 //! without a word. A proxy in front may read both otherwise, which is how requests are
 //! smuggled. This wrapper turns such a byte into NUL, which the parser refuses with 400 and a
 //! closed connection. It can look at every byte as part of a head because SPI requests have no
 //! bodies: whoever sends one is answered 400 and cut off.
+//!
+//! In a stop, an idle connection ends here, as if its client had closed it, and not by hyper's own
+//! shutdown: that would throw away a request that lies unread in the kernel.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +18,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::pace::Pace;
+use super::stream::Waiting;
 
 /// A stream with a strict reading of request heads.
 pub struct Wire<S> {
@@ -29,7 +34,7 @@ impl<S> Wire<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -43,6 +48,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 self.lines.scrub(fresh);
                 self.pace.received();
             }
+        } else if outcome.is_pending() && self.pace.is_over() && !self.stream.has_input() {
+            return Poll::Ready(Ok(()));
         }
         outcome
     }

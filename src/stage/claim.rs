@@ -13,6 +13,8 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::field::debug;
 
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::Dialect;
@@ -27,6 +29,7 @@ use crate::journal::{Journal, Outgoing, Receipt};
 use crate::metrics::Metrics;
 use crate::places::Place;
 use crate::rejection::Rejection;
+use crate::telemetry::spans;
 
 /// The deliveries of this process: their claims, and the tasks that run them.
 #[derive(Clone)]
@@ -118,7 +121,8 @@ impl Deliveries {
         let deadline = order.deadline;
         let (tell, told) = oneshot::channel();
         // A claim that is made must be followed through, so not even the asking may be dropped.
-        self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard));
+        let span = spans::delivery(&order.ask.request_id);
+        self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard).instrument(span));
         match timeout_at(deadline, told).await {
             Ok(Ok(Told::Mine(outlet, id))) => {
                 let ended = timeout_at(deadline, result(outlet)).await.ok().flatten();
@@ -152,10 +156,13 @@ impl Deliveries {
         F: Future<Output = Delivery>,
     {
         let ask = &order.ask;
-        let claimed = self.journal.claim(Arc::clone(ask)).await;
+        let span = spans::claim();
+        let claimed = self.journal.claim(Arc::clone(ask)).instrument(span.clone()).await;
         if let Ok(claimed) = &claimed {
+            span.record("spigate.decision", debug(claimed.decision));
             notice_extras(ask, &claimed.entry);
         }
+        drop(span);
         let told = match claimed {
             Err(cause) => {
                 self.count(ask, "rejected");

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::backend::{Backend, CallError, RawReply};
 use crate::delivery::Delivery;
 use crate::rejection::Rejection;
+use crate::telemetry::spans;
 
 /// Calls the backend until `deadline`.
 ///
@@ -18,15 +20,18 @@ pub async fn forward(
     request: Request<Full<Bytes>>,
     deadline: Instant,
 ) -> Result<RawReply, Delivery> {
-    backend.call(request, deadline).await.map_err(delivery_of)
+    let span = spans::backend(&request);
+    let result = backend.call(request, deadline).instrument(span.clone()).await;
+    spans::called(&span, &result);
+    result.map_err(delivery_of)
 }
 
-/// Whether the backend accepts a connection.
+/// Whether the backend accepts a connection until `deadline`, at any of its URLs.
 ///
 /// # Errors
 /// The delivery that ended here.
-pub async fn probe(backend: &Backend) -> Result<(), Delivery> {
-    backend.probe().await.map_err(delivery_of)
+pub async fn probe(backend: &Backend, deadline: Instant) -> Result<(), Delivery> {
+    backend.accepts(deadline).await.map_err(delivery_of)
 }
 
 fn delivery_of(error: CallError) -> Delivery {

@@ -2,6 +2,7 @@
 //! sent reaches the backend only where this file puts it.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
@@ -16,6 +17,7 @@ use crate::dialect::request::{SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
 use crate::peer::X_REQUEST_ID;
+use crate::peer::client::X_FORWARDED_FOR;
 use crate::stage::contract::Checked;
 use crate::stage::receive::Received;
 
@@ -54,7 +56,6 @@ const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
 const X_SPI_DEBUG: HeaderName = HeaderName::from_static("x-spi-debug");
 const X_SPI_KEY_ID: HeaderName = HeaderName::from_static("x-spi-key-id");
 const X_SPI_ATTEMPT: HeaderName = HeaderName::from_static("x-spi-attempt");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -161,7 +162,7 @@ pub fn as_it_came(
     received: &Received<'_>,
     incoming: &HeaderMap,
     request_id: &HeaderValue,
-    trusted: bool,
+    client: Option<IpAddr>,
 ) -> Result<Request<Full<Bytes>>, http::Error> {
     let backend = &app.config.backend;
     let mut target = backend.path.clone();
@@ -175,7 +176,7 @@ pub fn as_it_came(
     *outgoing.uri_mut() = target.parse::<Uri>()?;
     let headers = outgoing.headers_mut();
     headers.insert(HOST, backend.endpoint.authority.clone());
-    headers.extend(passed_on(incoming, app, trusted));
+    headers.extend(passed_on(incoming, app, client));
     if let Some(name) = &app.config.dialect.signature.header
         && let Some(signature) = incoming.get(name)
     {
@@ -189,9 +190,10 @@ pub fn as_it_came(
 
 /// The incoming headers that a backend may see: a short list, so that nothing can pose as ours.
 ///
-/// Hop-by-hop names that `Connection` lists are left out. Forwarding headers come through only
-/// from a trusted proxy. `raw` backends verify themselves and need the signature's header.
-pub fn passed_on(incoming: &HeaderMap, app: &App, trusted: bool) -> HeaderMap {
+/// Hop-by-hop names that `Connection` lists are left out. `client`, an address that a trusted proxy
+/// vouches for, is the whole of `X-Forwarded-For`: of what came, nothing else is believed. `raw`
+/// backends verify themselves and need the signature's header.
+pub fn passed_on(incoming: &HeaderMap, app: &App, client: Option<IpAddr>) -> HeaderMap {
     let mut kept = HeaderMap::new();
     // All lines of a header: a proxy may have added its own behind one that a stranger sent.
     let mut keep = |name: &HeaderName| {
@@ -208,13 +210,14 @@ pub fn passed_on(incoming: &HeaderMap, app: &App, trusted: bool) -> HeaderMap {
         keep(&TRACEPARENT);
         keep(&TRACESTATE);
     }
-    if trusted {
-        keep(&X_FORWARDED_FOR);
-    }
     if app.config.backend.send == Send::Raw
         && let Some(name) = &app.config.dialect.signature.header
     {
         keep(name);
+    }
+    // An address is visible ASCII.
+    if let Some(Ok(client)) = client.map(|client| HeaderValue::try_from(client.to_string())) {
+        kept.insert(X_FORWARDED_FOR, client);
     }
     kept
 }

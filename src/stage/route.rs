@@ -1,9 +1,11 @@
-//! Third stop: which app is it for? Exact match of host and path, nothing is normalized.
+//! Third stop: which app is it for, and may this client call it? Exact match of host and path,
+//! nothing is normalized.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::app::App;
+use crate::peer::client::Client;
 use crate::rejection::Rejection;
 use crate::stage::receive::Received;
 
@@ -44,4 +46,15 @@ impl Routes {
             if at.by_host.is_empty() { None } else { at.by_host.get(received.host().to_ascii_lowercase().as_str()) };
         by_host.or(at.any_host.as_ref()).ok_or(Rejection::UnknownApp)
     }
+}
+
+/// Lets a client pass that is in the app's `allow_from`, or anybody where that is empty. One whose
+/// address is not known is in no list.
+///
+/// # Errors
+/// `client_not_allowed`.
+pub fn admit(app: &App, client: Client) -> Result<(), Rejection> {
+    let networks = &app.config.allow_from;
+    let listed = || client.known && networks.iter().any(|network| network.contains(&client.address));
+    if networks.is_empty() || listed() { Ok(()) } else { Err(Rejection::ClientNotAllowed { client }) }
 }

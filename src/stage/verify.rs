@@ -9,6 +9,7 @@ use crate::dialect::mac::Tag;
 use crate::query::{Lookup, Params};
 use crate::rejection::{BadSignature, Malformed, Rejection};
 use crate::stage::parse::Parsed;
+use crate::telemetry::spans;
 
 /// A request with a genuine signature.
 pub struct Verified {
@@ -45,6 +46,7 @@ pub fn verify(
     headers: &HeaderMap,
     now: Timestamp,
 ) -> Result<Verified, Rejection> {
+    let span = spans::verify().entered();
     let dialect = &*app.config.dialect;
     let params = parsed.into_params();
     refuse_repeated(dialect, &params)?;
@@ -54,6 +56,7 @@ pub fn verify(
     for (index, key) in app.config.keys.iter().enumerate().filter(|(_, key)| key.verifies_at(now)) {
         let verifies = dialect.verify(&key.key, &tag, method, &params);
         if verifies.map_err(|_| invalid(BadSignature::Ambiguous))? {
+            span.record("spigate.key", key.id.as_str());
             return Ok(Verified { params, signature: tag, key: index });
         }
     }

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use spigate::config::raw::{self, RawApp, RawBackend, RawConfig, RawFreshness, RawKey, RawRoute, RawSecret};
+use spigate::config::raw::{
+    self, RawApp, RawBackend, RawCertificate, RawConfig, RawFreshness, RawKey, RawProbe, RawRoute, RawSecret,
+};
 use spigate::config::source::Sources;
 
 fn config_directory() -> PathBuf {
@@ -57,8 +59,12 @@ fn known() -> Map<String, Value> {
     app["freshness"] = serde_json::to_value(RawFreshness::default()).unwrap();
     app["backend"] = serde_json::to_value(RawBackend::default()).unwrap();
     app["backend"]["routes"] = Value::Object(route);
+    app["backend"]["probe"] = serde_json::to_value(RawProbe::default()).unwrap();
     let mut config = serde_json::to_value(RawConfig::default()).unwrap();
     config["apps"] = json!([app]);
+    config["listen"]["tls"] = serde_json::to_value(RawCertificate::default()).unwrap();
+    // The keys of `[listen]` again.
+    config.as_object_mut().unwrap().remove("listeners");
     config["journal"]["encryption_key"] = serde_json::to_value(RawSecret::default()).unwrap();
     let mut found = Map::new();
     leaves(&config, "", &mut found);
@@ -78,6 +84,7 @@ fn the_example_has_every_key_with_its_default() {
         assert!(all.contains_key(path), "{path} is not in the example");
     }
     assert!(all.keys().any(|path| is_route(path)), "there is no example of a route");
+    assert!(all.contains_key(".listeners.address"), "there is no example of a further listener");
     for (path, value) in written.iter().filter(|(path, _)| !is_route(path)) {
         let default = known.get(path).unwrap_or_else(|| panic!("{path} is not known to the code"));
         // What an app cannot do without has no default.

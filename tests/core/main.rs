@@ -11,6 +11,8 @@
 mod corpora;
 mod example_config;
 mod house;
+mod peers;
 mod properties;
 mod support;
+mod variables;
 mod vectors;

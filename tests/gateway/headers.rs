@@ -173,16 +173,41 @@ async fn a_trusted_proxys_request_id_is_kept_if_it_looks_like_one() {
         let reply = gateway.get_with(&create().target(), &format!("X-Request-Id: {wrong}\r\n")).await;
         assert_ne!(reply.request_id(), wrong);
     }
-    // A proxy that adds a line of its own behind a forged one.
-    let lines = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 10.1.1.1\r\n";
-    gateway.get_with(&create().target(), lines).await.assert_is(CREATED);
-    let seen = backend.requests().pop().unwrap();
-    let forwarded = seen.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
-    assert_eq!(forwarded.map(|(_, value)| value.as_str()).collect::<Vec<_>>(), ["6.6.6.6", "10.1.1.1"]);
     // The rejections of later proxies' requests are found by the same id.
     let reply = gateway.get_with("/nowhere", "X-Request-Id: lost\r\n").await;
     reply.assert_rejected(404, "unknown_app");
     assert_eq!(reply.request_id(), "lost");
+}
+
+#[tokio::test]
+async fn only_the_client_that_trusted_proxies_vouch_for_is_passed_on_and_logged() {
+    let backend = Backend::confirming().await;
+    let setup =
+        Setup::new(&backend).forwarding_all().environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "10.0.0.0/8, 127.0.0.1");
+    let gateway = setup.start().await;
+    for (headers, client, passed_on) in [
+        ("", "127.0.0.1", None),
+        ("X-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", Some("192.0.2.7")),
+        // A proxy that adds a line of its own behind a forged one.
+        ("X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", Some("192.0.2.7")),
+        ("X-Forwarded-For: 6.6.6.6, 192.0.2.7, 10.1.1.1\r\n", "192.0.2.7", Some("192.0.2.7")),
+        ("Forwarded: for=\"[2001:db8::7]:80\";proto=https\r\n", "2001:db8::7", Some("2001:db8::7")),
+        // Naming it hop-by-hop does not take it away.
+        ("Connection: X-Forwarded-For\r\nX-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", Some("192.0.2.7")),
+        // Not known: nothing is passed on.
+        ("X-Forwarded-For: 192.0.2.7, unknown, 10.1.1.1\r\n", "10.1.1.1", None),
+        ("X-Forwarded-For: 192.0.2.7\r\nForwarded: for=192.0.2.8\r\n", "127.0.0.1", None),
+    ] {
+        let reply = gateway.get_with(&create().target(), headers).await;
+        reply.assert_is(CREATED);
+        let seen = backend.requests().pop().unwrap();
+        assert_eq!(seen.header("x-forwarded-for"), passed_on, "{headers}");
+        assert_eq!(seen.header("forwarded"), None);
+        let line = gateway.access_line(&reply).await;
+        assert_eq!(line["client"], client, "{headers}");
+        let peer = line.get("peer").map(|peer| peer.as_str().unwrap());
+        assert_eq!(peer, (client != "127.0.0.1").then_some("127.0.0.1"), "{headers}");
+    }
 }
 
 #[tokio::test]

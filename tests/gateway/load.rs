@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use http_body_util::Empty;
 use tokio::task::JoinSet;
 
+use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, Gate, Step, json};
 use crate::support::client::{Connection, Reply, get, one_reply};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{action, create};
+use crate::support::tls_client::{TlsClient, reply};
 use crate::support::{has_program, within_deadline};
 
 /// A backend that answers when the gate opens.
@@ -203,6 +206,51 @@ async fn accepting_recovers_once_file_descriptors_are_free_again() {
     drop(kept);
     gateway.order(&create()).await.assert_is(CREATED);
     assert!(gateway.metric("spigate_accept_errors_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn accepting_recovers_under_tls_too() {
+    if !has_program("prlimit") {
+        return;
+    }
+    let (authority, backend) = (Authority::new(), Backend::confirming().await);
+    let setup = Setup::new(&backend).tls(&authority.certify(&["localhost"]));
+    let gateway = setup.through(&["prlimit", "--nofile=48:48"]).start().await;
+    let mut kept = Vec::new();
+    for _ in 0..60 {
+        kept.push(Connection::open(gateway.listen).await);
+    }
+    gateway
+        .line("the refused accept", |line| {
+            line["message"].as_str().is_some_and(|message| message.starts_with("cannot accept a connection"))
+        })
+        .await;
+    drop(kept);
+    let mut connection = TlsClient::trusting(&authority).offering(&["h2"]).http2(&gateway).await;
+    connection.get(&create().target()).await.assert_is(CREATED);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_on_one_http_2_connection_are_told_to_come_again() {
+    let (authority, (backend, gate)) = (Authority::new(), gated().await);
+    let setup = Setup::new(&backend).forwarding_all().top("[limits]\nin_flight = 2\n");
+    let gateway = setup.tls(&authority.certify(&["localhost"])).start().await;
+    let mut connection = TlsClient::trusting(&authority).offering(&["h2"]).http2(&gateway).await;
+    let mut running = JoinSet::new();
+    for _ in 0..2 {
+        let mut sender = connection.sender.clone();
+        let request = http::Request::get(format!("https://localhost{}", create().target()));
+        running.spawn(async move { sender.send_request(request.body(Empty::new()).unwrap()).await.unwrap() });
+    }
+    backend.wait_for(2).await;
+    for _ in 0..10 {
+        connection.get(&create().target()).await.assert_rejected(503, "overloaded");
+    }
+    assert_observable(&gateway).await;
+    gate.open();
+    for answer in running.join_all().await {
+        reply(answer).await.assert_is(CREATED);
+    }
 }
 
 #[tokio::test]

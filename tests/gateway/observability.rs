@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::support::backend::{Backend, CREATED, json, reply};
-use crate::support::client::get;
+use crate::support::client::{Connection, get, one_reply};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{KEY, action, create, encode};
 
@@ -69,6 +69,8 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
         ("spigate_key_verifications_total", vec!["app", "key"]),
         ("spigate_contract_warnings_total", vec!["app", "action", "field"]),
         ("spigate_backend_violations_total", vec!["app", "action", "rule"]),
+        ("spigate_backend_up", vec!["app", "backend"]),
+        ("spigate_backend_circuit_opened_total", vec!["app", "backend"]),
         ("spigate_deliveries_total", vec!["app", "action", "outcome"]),
         ("spigate_unconfirmed_deliveries", vec!["app"]),
         ("spigate_unanswered_deliveries", vec!["app"]),
@@ -78,6 +80,7 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
         ("spigate_connections", vec![]),
         ("spigate_connections_refused_total", vec![]),
         ("spigate_accept_errors_total", vec![]),
+        ("spigate_log_dropped_total", vec![]),
         ("spigate_callers_gone_total", vec![]),
         ("spigate_panics_total", vec![]),
         ("spigate_build_info", vec!["version"]),
@@ -93,6 +96,7 @@ async fn metrics_have_the_documented_names_and_only_bounded_labels() {
     assert_eq!(values("action"), BTreeSet::from(["CreateAppInstance", "TestConnection", "unknown"]));
     assert_eq!(values("outcome"), BTreeSet::from(["delivered", "refused", "failed", "unconfirmed", "rejected"]));
     assert_eq!(values("key"), BTreeSet::from(["k-2026"]));
+    assert_eq!(values("backend"), BTreeSet::from(["0"]));
     assert_eq!(values("rule"), BTreeSet::from(["instance_id_missing"]));
     assert!(!metrics.contains("made-up"), "{metrics}");
     for (series, expected) in [
@@ -230,7 +234,7 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
     const PASSWORD: &str = "hunter2-of-the-customer";
     const USER: &str = "usr-personal-4711";
     const SERVER: &str = "private-cloud.example";
-    for format in ["json", "text"] {
+    for (format, send) in [("json", "json"), ("text", "headers"), ("json", "query"), ("text", "raw")] {
         let backend = Backend::start(|seen| {
             let good = format!(
                 r#"{{"success":true,"instanceId":"i","appInfo":{{"admin":{{"password":"{PASSWORD}"}},"authUrl":"https://a/?t={PASSWORD}"}}}}"#
@@ -249,9 +253,18 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
         let cloud_info = STANDARD.encode(format!(r#"{{"sso_server":"{SERVER}","api_server":"{SERVER}"}}"#));
         let order =
             || create().with("user_id", USER).with("cloud_info", &cloud_info).with("undocumented-name", "its-value");
+        let other = format!(
+            "[[apps]]\nname = \"closed\"\npath = \"/closed\"\ndialect = \"qingcloud-appcenter\"\n\
+             allow_from = [\"192.0.2.7\"]\nkeys = [{{ id = \"k\", value = \"{KEY}\" }}]\n\
+             [apps.backend]\nurl = \"{}\"\n",
+            backend.url("/")
+        );
         let gateway = Setup::new(&backend)
-            .top("[shutdown]\ndelay = \"0s\"\n")
+            .top("[shutdown]\ndelay = \"0s\"\n[limits]\nfailed_per_minute = 4\n")
+            .backend(&format!("send = \"{send}\""))
+            .more(&other)
             .environment("SPIGATE_LOG__LEVEL", "trace")
+            .environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "127.0.0.1")
             .start_logging(format)
             .await;
         let mut signatures = Vec::new();
@@ -270,6 +283,12 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
             order().with("action", USER),
             order().and("user_id", USER),
             order().path("/nowhere"),
+            order().path("/closed"),
+            order().and("signature", PASSWORD),
+            // These are told only that they are too many.
+            order().key("wrong"),
+            order().without("time_stamp"),
+            order().with("time_stamp", PASSWORD),
         ];
         for order in flawed {
             signatures.push(order.signature());
@@ -284,6 +303,35 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
         let header = format!("app_signature: {}\r\nAuthorization: Bearer {PASSWORD}\r\n", in_header.signature());
         gateway.get_with(&in_header.unsigned_target(), &header).await;
         gateway.raw(get(&order().target(), &format!("X: {PASSWORD}\0\r\n"))).await;
+        for claims in [
+            format!("X-Forwarded-For: {PASSWORD}\r\nCookie: {PASSWORD}\r\nReferer: https://a/?{PASSWORD}\r\n"),
+            format!("Forwarded: for=\"{PASSWORD}\";by={PASSWORD}\r\nUser-Agent: {PASSWORD}\r\n"),
+            format!("traceparent: {PASSWORD}\r\ntracestate: {PASSWORD}\r\nHost: {PASSWORD}\r\n"),
+        ] {
+            gateway.get_with(&order().target(), &claims).await;
+            gateway.get_with(&order().path("/closed").target(), &claims).await;
+        }
+        for request in [
+            format!("POST /spi?p={PASSWORD} HTTP/1.1\r\nHost: a\r\nContent-Length: 23\r\n\r\n{PASSWORD}"),
+            format!("GET /spi?p={PASSWORD}#{PASSWORD} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("{} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", PASSWORD.repeat(2)),
+            format!("PROXY TCP4 {PASSWORD} 10.0.0.1 1 2\r\n"),
+        ] {
+            gateway.raw(request).await;
+        }
+        for path in ["/metrics", "/readyz", "/nowhere"] {
+            let header = format!("Authorization: Bearer {PASSWORD}\r\n");
+            one_reply(gateway.admin, get(&format!("{path}?token={PASSWORD}"), &header)).await;
+        }
+        // A copy, its caller gone before the answer, and a delivery that ends unheard.
+        let copy = order();
+        signatures.push(copy.signature());
+        for _ in 0..2 {
+            gateway.order(&copy).await;
+        }
+        let mut gone = Connection::open(gateway.listen).await;
+        gone.send(get(&order().target(), "")).await;
+        drop(gone);
 
         let metrics = gateway.metrics().await;
         let output = gateway.stop().await;
@@ -295,6 +343,44 @@ async fn no_secret_of_a_run_is_in_its_output_or_its_metrics() {
             assert!(!output.contains(&secret), "{secret} is in the {format} output:\n{output}");
             assert!(!metrics.contains(&secret), "{secret} is in the metrics:\n{metrics}");
         }
-        assert!(output.contains("signature_invalid") && output.contains("no active key"), "{output}");
+        for told in ["signature_invalid", "no active key", "client_not_allowed", "too_many_failures"] {
+            assert!(output.contains(told), "{told}: {output}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_container_without_other_programs_can_ask_whether_it_is_ready() {
+    let backend = Backend::confirming().await;
+    let mut gateway = Gateway::over(&backend).await;
+    let url = format!("http://{}/readyz", gateway.admin);
+    let ask = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_spigate"));
+        let output = command.args(["healthcheck", "--url", &url]).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(ask(), (Some(0), "ok\n".to_owned()));
+    std::fs::remove_file(gateway.directory().path().join("spigate.db")).unwrap();
+    gateway.wait_for_readyz(503).await;
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("the journal is not available"), "{text}");
+    gateway.kill();
+    let (code, text) = ask();
+    assert!(code == Some(1) && text.contains("no connection"), "{text}");
+}
+
+#[tokio::test]
+async fn no_secret_of_a_connection_that_is_closed_at_once_is_told() {
+    const SECRET: &str = "hunter2-of-the-customer";
+    let backend = Backend::confirming().await;
+    let setup = Setup::new(&backend).top("[shutdown]\ndelay = \"0s\"\n").environment("SPIGATE_LOG__LEVEL", "trace");
+    let setup = setup.environment("SPIGATE_LISTEN__TRUSTED_PROXIES", "127.0.0.1");
+    let gateway = setup.environment("SPIGATE_LISTEN__PROXY_PROTOCOL", "true").start().await;
+    for bytes in [format!("PROXY TCP4 {SECRET} 10.0.0.1 1 2\r\n"), get(&format!("/spi?p={SECRET}"), "")] {
+        assert!(gateway.raw(bytes).await.is_empty());
+    }
+    let metrics = gateway.metrics().await;
+    let output = gateway.stop().await;
+    assert!(output.contains("no PROXY header that counts"), "{output}");
+    assert!(!output.contains(SECRET) && !metrics.contains(SECRET), "{output}\n{metrics}");
 }

@@ -4,10 +4,15 @@ use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::support::authority::{Authority, Certified};
 use crate::support::backend::{Backend, CREATED, Gate, Step, created, json};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::order::{KEY, create};
+use crate::support::order::{KEY, create, now};
+use crate::support::tls_client::{TlsClient, certificate_for};
 use crate::support::{unique, within_deadline};
 
 const NEW: &str = "another-key-from-the-console-2027";
@@ -289,4 +294,76 @@ async fn a_storm_of_reloads_under_load_harms_nobody() {
     assert!(answered > 200, "{answered}");
     gateway.order(&create()).await;
     assert!(verifications(&gateway, "k-2030").await >= 1.0);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_and_open_connections_go_on() {
+    let (authority, backend) = (Authority::new(), Backend::confirming().await);
+    let later = now().as_second() + 90 * 86_400;
+    let first = authority.certify(&["localhost"]);
+    let renewed = authority.certify_for(&["localhost"], later - 91 * 86_400, later);
+    let gateway = Setup::new(&backend).forwarding_all().tls(&first).start().await;
+    let client = TlsClient::trusting(&authority);
+    let mut open = client.http1(&gateway).await;
+    let mut open_http2 = TlsClient::trusting(&authority).offering(&["h2"]).http2(&gateway).await;
+    open_http2.get(&create().target()).await.assert_is(CREATED);
+    open.send(get(&create().target(), "")).await;
+    open.reply().await.unwrap().assert_is(CREATED);
+
+    // Not in one step: in between the key belongs to the other certificate.
+    gateway.directory().write("tls.crt", &renewed.certificate);
+    gateway.wait_for_reload("failure", 0.0).await;
+    let shown = || certificate_for("localhost", gateway.listen);
+    let of = |certified: &Certified| CertificateDer::from_pem_slice(certified.certificate.as_bytes()).unwrap();
+    assert_eq!(shown().await, of(&first));
+    gateway.directory().write("tls.key", &renewed.key);
+    gateway.wait_for_reload("success", 0.0).await;
+    assert_eq!(shown().await, of(&renewed));
+    let series = "spigate_tls_certificate_expiry_timestamp_seconds{certificate=\"tls.crt\",listener=\"listen\"}";
+    assert_eq!(gateway.metric(series).await, later as f64);
+    open.send(get(&create().target(), "")).await;
+    open.reply().await.unwrap().assert_is(CREATED);
+    open_http2.get(&create().target()).await.assert_is(CREATED);
+}
+
+#[tokio::test]
+async fn whose_word_is_believed_follows_for_new_connections() {
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).forwarding_all().start().await;
+    let client = async |connection: &mut Connection| {
+        connection.send(get(&create().target(), "X-Forwarded-For: 203.0.113.9\r\n")).await;
+        let reply = connection.reply().await.unwrap();
+        gateway.access_line(&reply).await["client"].as_str().unwrap().to_owned()
+    };
+    let mut before = Connection::open(gateway.listen).await;
+    assert_eq!(client(&mut before).await, "127.0.0.1");
+    gateway.reconfigure(|text| text.replace("[listen]", "[listen]\ntrusted_proxies = [\"127.0.0.0/8\"]")).await;
+    assert_eq!(client(&mut before).await, "127.0.0.1");
+    assert_eq!(client(&mut Connection::open(gateway.listen).await).await, "203.0.113.9");
+}
+
+#[tokio::test]
+async fn the_number_of_connections_follows() {
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).start().await;
+    let mut open = Connection::open(gateway.listen).await;
+    open.send(get(&create().target(), "")).await;
+    assert_eq!(open.reply().await.unwrap().status, 200);
+    gateway.reconfigure(|text| text.replace("[limits]", "[limits]\nconnections = 1")).await;
+    assert_eq!(gateway.order(&create()).await.status, 503);
+    gateway.reconfigure(|text| text.replace("connections = 1", "connections = 2")).await;
+    gateway.order(&create().key("wrong")).await.assert_rejected(401, "signature_invalid");
+}
+
+#[tokio::test]
+async fn a_backend_that_did_not_change_keeps_its_connections() {
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).forwarding_all().backend("keep_alive = \"60s\"").start().await;
+    gateway.order(&create()).await.assert_is(CREATED);
+    gateway.reconfigure(|text| text.replace("k-2026", "k-2030")).await;
+    gateway.order(&create()).await.assert_is(CREATED);
+    assert_eq!((backend.count(), backend.connections()), (2, 1));
+    gateway.reconfigure(|text| text.replace("keep_alive = \"60s\"", "keep_alive = \"61s\"")).await;
+    gateway.order(&create()).await.assert_is(CREATED);
+    assert_eq!((backend.count(), backend.connections()), (3, 2));
 }

@@ -1,10 +1,12 @@
 //! Slow and idle clients are let go, and nobody waits for them.
 
+use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, json};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
-use crate::support::within_deadline;
+use crate::support::tls_client::TlsClient;
+use crate::support::{DEADLINE, within_deadline};
 
 async fn impatient(backend: &Backend) -> Gateway {
     Setup::new(backend).top("[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\n").start().await
@@ -114,6 +116,50 @@ async fn ten_thousand_idle_connections_do_not_keep_others_from_being_served() {
     let all = f64::from(IDLE);
     gateway.wait_for_metric("spigate_connections", |connections| connections >= all).await;
     gateway.order(&create()).await.assert_is(CREATED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_thousand_idle_and_slow_connections_under_tls_are_let_go_while_others_are_served() {
+    const IDLE: usize = 5_000;
+    if !may_open(IDLE as u64 + 2_000) {
+        return;
+    }
+    let (authority, backend) = (Authority::new(), Backend::confirming().await);
+    let limits = "[limits]\nheader_timeout = \"20s\"\nidle_timeout = \"20s\"\n";
+    let setup = Setup::new(&backend).forwarding_all().top(limits).tls(&authority.certify(&["localhost"]));
+    let gateway = setup.start().await;
+    let client = TlsClient::trusting(&authority);
+    let mut kept = Vec::new();
+    for number in 0..IDLE {
+        // Most have not begun a handshake; handshakes are what costs the tests' machine time.
+        let connection = match number % 25 {
+            0 => client.http1(&gateway).await,
+            1 => {
+                let mut connection = client.http1(&gateway).await;
+                connection.send("GET /spi HTTP/1.1\r\nX: ").await;
+                connection
+            }
+            2 => {
+                let mut connection = Connection::open(gateway.listen).await;
+                connection.send([0x16, 3, 1, 2, 0, 1, 0]).await;
+                connection
+            }
+            _ => Connection::open(gateway.listen).await,
+        };
+        kept.push(connection);
+    }
+    gateway.wait_for_metric("spigate_connections", |connections| connections >= IDLE as f64 * 0.9).await;
+    let mut connection = client.http1(&gateway).await;
+    connection.send(get(&create().target(), "")).await;
+    connection.reply().await.unwrap().assert_is(CREATED);
+    drop(connection);
+    // Not one after the other: each has its own deadline.
+    let all_gone = async {
+        for connection in &mut kept {
+            assert!(connection.until_closed().await.is_empty());
+        }
+    };
+    tokio::time::timeout(DEADLINE * 4, all_gone).await.expect("the end of all connections");
 }
 
 /// Whether this process, and so its children, may have so many files open.

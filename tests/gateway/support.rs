@@ -1,11 +1,13 @@
 //! The real binary between a scripted backend and a raw client.
 
+pub(crate) mod authority;
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod corpora;
 pub(crate) mod gateway;
 pub(crate) mod order;
 pub(crate) mod process;
+pub(crate) mod tls_client;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

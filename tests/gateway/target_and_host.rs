@@ -2,8 +2,8 @@
 
 use crate::support::backend::{Backend, CREATED};
 use crate::support::client::one_reply;
-use crate::support::gateway::Gateway;
-use crate::support::order::create;
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::order::{KEY, create};
 
 #[tokio::test]
 async fn only_the_exact_path_is_the_apps() {
@@ -77,6 +77,52 @@ async fn an_absolute_target_counts_only_for_the_host_that_the_request_is_for() {
         ask(authority, host).await.assert_rejected(400, "malformed_request");
     }
     assert_eq!(backend.count(), 2);
+}
+
+#[tokio::test]
+async fn an_app_with_the_host_comes_before_one_without_and_hosts_are_compared_by_name() {
+    let backend = Backend::confirming().await;
+    let app = |name: &str, host: &str, path: &str| {
+        format!(
+            "[[apps]]\nname = \"{name}\"\nhost = \"{host}\"\npath = \"{path}\"\n\
+             dialect = \"qingcloud-appcenter\"\ndeliver_once = false\n\
+             keys = [{{ id = \"k\", value = \"{KEY}\" }}]\n[apps.backend]\nurl = \"{}\"\n",
+            backend.url("/")
+        )
+    };
+    let more = [
+        app("shop", "Shop.Example", "/spi"),
+        app("other", "other.example", "/spi"),
+        app("six", "[2001:db8::1]", "/spi"),
+        app("hosted", "shop.example", "/hosted"),
+    ];
+    let gateway = Setup::new(&backend).forwarding_all().more(&more.concat()).start().await;
+    let ask = async |path: &str, host: &str| {
+        let target = create().path(path).target();
+        one_reply(gateway.listen, format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await
+    };
+    for (host, app) in [
+        ("shop.example", "shop"),
+        ("SHOP.example:8443", "shop"),
+        ("shop.example:80", "shop"),
+        ("other.example", "other"),
+        ("[2001:db8::1]", "six"),
+        ("[2001:DB8::1]:8080", "six"),
+        // Other names than the configured ones, however near: the app that takes any.
+        ("shop.example.", "crm"),
+        ("www.shop.example", "crm"),
+        ("shop.example.evil.example", "crm"),
+        ("shop", "crm"),
+        ("127.0.0.1:8080", "crm"),
+    ] {
+        ask("/spi", host).await.assert_is(CREATED);
+        assert_eq!(backend.requests().pop().unwrap().header("x-spi-app"), Some(app), "{host}");
+    }
+    // Without an app that takes any, a host that no app has is served by none.
+    ask("/hosted", "Shop.Example:1").await.assert_is(CREATED);
+    for host in ["other.example", "shop.example.", "localhost"] {
+        ask("/hosted", host).await.assert_rejected(404, "unknown_app");
+    }
 }
 
 #[tokio::test]

@@ -271,9 +271,14 @@ impl Closed {
         format!("http://{}{path}", self.0.local_addr().unwrap())
     }
 
-    /// Begins to listen and does what [`Backend::in_turn`] does.
+    /// Begins to listen and confirms everything, as [`Backend::in_turn`] does.
     pub(crate) fn open(self) -> Backend {
-        Backend::serve(self.0.listen(64).unwrap(), None, Vec::new(), Arc::new(in_turn([])))
+        self.open_in_turn([])
+    }
+
+    /// Begins to listen and does what [`Backend::in_turn`] does.
+    pub(crate) fn open_in_turn(self, turns: impl IntoIterator<Item = Vec<Step>>) -> Backend {
+        Backend::serve(self.0.listen(64).unwrap(), None, Vec::new(), Arc::new(in_turn(turns)))
     }
 }
 

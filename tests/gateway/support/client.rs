@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::within_deadline;
@@ -54,16 +54,23 @@ impl Reply {
         assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
         assert_eq!(body["request_id"], self.request_id());
         assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
-        let should_wait =
-            matches!(code, "overloaded" | "delivery_in_progress" | "journal_unavailable" | "shutting_down");
+        let should_wait = matches!(
+            code,
+            "overloaded" | "delivery_in_progress" | "journal_unavailable" | "shutting_down" | "too_many_failures"
+        );
         assert_eq!(self.header("retry-after").is_some(), should_wait, "{self:?}");
         assert_eq!(self.header("allow"), (status == 405).then_some("GET"));
     }
 }
 
+/// Bytes in both directions, by whatever way.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A connection to the gateway.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     buffer: Vec<u8>,
     ended: bool,
     bodiless: bool,
@@ -73,7 +80,12 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Self {
         let stream = within_deadline("connecting", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), ended: false, bodiless: false }
+        Self::over(stream)
+    }
+
+    /// A connection that was made in another way.
+    pub(crate) fn over(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), buffer: Vec::new(), ended: false, bodiless: false }
     }
 
     /// Sends bytes. A gateway that has closed by now shows in what is read.

@@ -16,6 +16,7 @@ use super::{Directory, within_deadline};
 pub(crate) struct Setup {
     url: String,
     top: String,
+    listen: String,
     dialect: String,
     app: String,
     backend: String,
@@ -36,6 +37,7 @@ impl Setup {
         Self {
             url: url.into(),
             top: String::new(),
+            listen: String::new(),
             dialect: "qingcloud-appcenter".into(),
             app: String::new(),
             backend: String::new(),
@@ -49,6 +51,13 @@ impl Setup {
     /// TOML at the top: keys first, then whole tables.
     pub(crate) fn top(mut self, toml: &str) -> Self {
         self.top.push_str(toml);
+        self
+    }
+
+    /// Keys of the public listener.
+    pub(crate) fn listen(mut self, toml: &str) -> Self {
+        self.listen.push_str(toml);
+        self.listen.push('\n');
         self
     }
 
@@ -110,7 +119,7 @@ impl Setup {
     }
 
     fn toml(&self) -> String {
-        let Self { url, top, dialect, app, backend, more, .. } = self;
+        let Self { url, top, listen, dialect, app, backend, more, .. } = self;
         // Timeouts that no test is about lie above every deadline of the tests.
         let limits = if top.contains("[limits]") {
             ""
@@ -119,7 +128,7 @@ impl Setup {
         };
         format!(
             "{top}\n{limits}
-            [listen]\naddress = \"127.0.0.1:0\"
+            [listen]\naddress = \"127.0.0.1:0\"\n{listen}
             [admin]\naddress = \"127.0.0.1:0\"
             [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{dialect}\"
             keys = [{{ id = \"k-2026\", value = \"{KEY}\" }}]\n{app}
@@ -456,9 +465,19 @@ impl Gateway {
         self.wait_for_reload("success", before).await;
     }
 
-    /// Asks it to end and returns everything that it ever wrote.
-    pub(crate) async fn stop(mut self) -> String {
+    /// Asks it to end, and does not wait for that.
+    pub(crate) fn terminate(&self) {
         self.signal("TERM");
+    }
+
+    /// Asks it to end and returns everything that it ever wrote.
+    pub(crate) async fn stop(self) -> String {
+        self.terminate();
+        self.ended().await
+    }
+
+    /// Waits until it has ended by itself, in good order, and returns everything that it ever wrote.
+    pub(crate) async fn ended(mut self) -> String {
         let readers = self.readers.take().unwrap();
         let wait = tokio::task::spawn_blocking(move || readers.into_iter().try_for_each(std::thread::JoinHandle::join));
         // Both streams end with the process.

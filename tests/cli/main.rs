@@ -1,7 +1,14 @@
 //! The command line as a user types it: exit codes, what is printed where, and that nothing
 //! secret is printed at all.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on must stop, and one that is skipped says so"
+)]
+
+mod effective;
+mod shell;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,0 +1,75 @@
+//! Connections that are idle. They are dropped long before a backend drops them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::dial::Sender;
+
+/// Idle connections to one URL.
+pub(super) struct Pool {
+    idle: Arc<Mutex<VecDeque<Idle>>>,
+    /// Whether a sweeper looks after them.
+    swept: Arc<AtomicBool>,
+    keep_alive: Duration,
+}
+
+struct Idle {
+    sender: Sender,
+    since: Instant,
+}
+
+impl Pool {
+    pub(super) fn new(keep_alive: Duration) -> Self {
+        Self { idle: Arc::default(), swept: Arc::default(), keep_alive }
+    }
+
+    pub(super) async fn check_out(&self) -> Option<Sender> {
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_back()?;
+            let Idle { mut sender, since } = idle;
+            if since.elapsed() < self.keep_alive && !sender.is_closed() && sender.ready().await.is_ok() {
+                return Some(sender);
+            }
+        }
+    }
+
+    pub(super) fn check_in(&self, sender: Sender) {
+        if sender.is_closed() || self.keep_alive.is_zero() {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // Connections enter an empty pool again only after the sweeper has left it.
+        if idle.is_empty() && !self.swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::clone(&self.idle), Arc::clone(&self.swept), self.keep_alive));
+        }
+        idle.push_back(Idle { sender, since: Instant::now() });
+    }
+}
+
+/// Closes connections that have been idle for `keep_alive`, until there are none.
+///
+/// A backend with a worker for each connection would else keep them busy with nothing.
+async fn sweep(idle: Arc<Mutex<VecDeque<Idle>>>, swept: Arc<AtomicBool>, keep_alive: Duration) {
+    loop {
+        let next = {
+            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            // The oldest stand in front.
+            while idle.front().is_some_and(|oldest| now >= oldest.since + keep_alive) {
+                idle.pop_front();
+            }
+            match idle.front() {
+                Some(oldest) => oldest.since + keep_alive,
+                None => {
+                    swept.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        };
+        tokio::time::sleep_until(next).await;
+    }
+}

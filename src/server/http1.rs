@@ -1,0 +1,93 @@
+//! A connection that speaks HTTP/1, in clear or under TLS.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::pace::Pace;
+use super::stream::Stream;
+use super::wire::Wire;
+use super::{MAX_HEAD, Phase};
+use crate::config::Limits;
+use crate::peer::Peer;
+use crate::stage::receive::MAX_HEADERS;
+
+/// How often a connection is looked at in a stop: nothing wakes it when it falls idle.
+const STOP_CHECK: Duration = Duration::from_millis(50);
+
+/// Serves one connection to its end.
+pub async fn serve<S, B>(stream: Stream, peer: Peer, limits: Limits, stack: S, mut phase: watch::Receiver<Phase>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let pace = Arc::new(Pace::new(&limits));
+    let io = TokioIo::new(Wire::new(stream, Arc::clone(&pace)));
+    let service_pace = Arc::clone(&pace);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let pace = Arc::clone(&service_pace);
+        pace.begun();
+        request.extensions_mut().insert(peer.clone());
+        let answer = stack.clone().call(request);
+        async move {
+            let mut answer = answer.await;
+            pace.answered();
+            if let (Ok(response), true) = (&mut answer, pace.is_leaving()) {
+                // hyper closes after it, too.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
+        }
+    });
+    // Time is kept by `pace`, so hyper needs no timer; see dependencies on its own timeout.
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(MAX_HEAD as usize)
+        // More than the gateway allows, so that the common excess gets an answer in words.
+        .max_headers(2 * MAX_HEADERS)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut check = pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
+    // A connection that is taken in a stop hears of it here, too.
+    phase.mark_changed();
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            // An error here is the peer's: a broken connection or a head that was refused.
+            _ = connection.as_mut() => return,
+            () = check.as_mut() => match pace.next_check() {
+                Some(next) => {
+                    let next = if stopping { next.min(STOP_CHECK) } else { next };
+                    check.as_mut().reset(Instant::now() + next);
+                }
+                // Too slow: closing is all that is owed.
+                None => return,
+            },
+            changed = phase.changed(), if !stopping => {
+                let now = if changed.is_ok() { *phase.borrow_and_update() } else { Phase::Stopping };
+                if now >= Phase::Leaving {
+                    pace.leave();
+                }
+                if now == Phase::Stopping {
+                    stopping = true;
+                    // The wire ends it when it is idle, as it may be now: the loop looks again.
+                    pace.stop();
+                    check.as_mut().reset(Instant::now() + STOP_CHECK);
+                }
+            }
+        }
+    }
+}
