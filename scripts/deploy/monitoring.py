@@ -54,11 +54,24 @@ def alerts():
 # --- static ---------------------------------------------------------------------------------
 
 
+def anchors_of(page):
+    """As GitHub and others make them: small letters, spaces to hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def check_links():
+    for target in re.findall(r"\]\(([^)]+)\)", RUNBOOK.read_text()):
+        name, _, anchor = target.partition("#")
+        page = RUNBOOK.parent / name if name else RUNBOOK
+        expect(page.exists(), f"docs/runbook.md links to {target}, which is not there")
+        expect(not anchor or (page.exists() and anchor in anchors_of(page)), f"docs/runbook.md: no heading for {target}")
+
+
 def check_annotations():
     """Each alert says how urgent it is, what it means, and where the runbook has it."""
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.M)
-    # As GitHub and others make anchors: small letters, spaces to hyphens, no punctuation.
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    anchors = anchors_of(RUNBOOK)
     for name, rule in alerts().items():
         annotations = rule.get("annotations", {})
         expect(rule.get("labels", {}).get("severity") in ("critical", "warning"), f"{name}: severity")
@@ -530,7 +543,7 @@ def live(binary):
 def main():
     match sys.argv[1:]:
         case ["static"]:
-            for check in (check_annotations, check_tests, check_monitors, check_dashboard, check_names):
+            for check in (check_annotations, check_links, check_tests, check_monitors, check_dashboard, check_names):
                 check()
             print(f"{len(alerts())} alerts, {len(rules()) - len(alerts())} recordings, {len(list(dashboard_queries()))} queries of panels")
         case ["prometheus-rule"]:
