@@ -215,8 +215,10 @@ fn read_sources(path: &Path, flags: Vec<(String, String)>) -> Result<(Sources, &
 fn spigate_variables(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     let texts = all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut variables: Vec<_> = texts.filter(|(name, _)| name.starts_with("SPIGATE_")).collect();
-    // Position 0 of a list comes before position 1.
-    variables.sort();
+    // Position 0 of a list comes before position 1, and that before position 10.
+    let place =
+        |name: &str| name.split("__").map(|part| (part.parse::<u64>().ok(), part.to_owned())).collect::<Vec<_>>();
+    variables.sort_by_cached_key(|(name, _)| place(name));
     variables
 }
 
@@ -225,4 +227,18 @@ fn list(problems: &[Problem]) -> String {
     let lines = problems.iter().map(|problem| format!("{problem}\n")).collect::<String>();
     let count = problems.len();
     format!("{lines}{count} problem{} found", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_come_in_the_order_of_their_places() {
+        let given = ["SPIGATE_A__10__X", "PATH", "SPIGATE_A__9__X", "SPIGATE_A__1__X", "SPIGATE_A__1__KEYS__2__X"];
+        let variables = spigate_variables(given.into_iter().map(|name| (name.into(), "1".into())));
+        let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = ["SPIGATE_A__1__KEYS__2__X", "SPIGATE_A__1__X", "SPIGATE_A__9__X", "SPIGATE_A__10__X"];
+        assert_eq!(names, expected);
+    }
 }

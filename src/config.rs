@@ -160,6 +160,13 @@ pub struct KeyConfig {
     pub secret: scalar::Secret,
 }
 
+impl Config {
+    /// The public listener of this name, if it still has this address.
+    pub fn listener(&self, name: &str, address: &listen::Address) -> Option<&ListenConfig> {
+        self.listeners.iter().find(|listener| listener.name == name && listener.address == *address)
+    }
+}
+
 impl KeyConfig {
     /// Whether it verifies requests that come at this time; both ends belong to it.
     pub fn verifies_at(&self, time: Timestamp) -> bool {

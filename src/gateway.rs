@@ -182,12 +182,20 @@ impl Gateway {
         let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
         let begun = Instant::now();
         let reply = forward::forward(&app.backend, request, caller.arrival + app.config.backend.timeout).await;
-        story.backend_time = Some(begun.elapsed());
+        let took = begun.elapsed();
+        story.backend_time = Some(took);
+        let action = checked.as_ref().ok().map(|checked| checked.request().action_index());
+        let count = |outcome| app.metrics.answers.called(&self.metrics, action, outcome, took.as_secs_f64());
         let reply = reply.map_err(|delivery| {
+            count(delivery.outcome);
             story.outcome = Some(delivery.outcome);
             delivery.answer.err().unwrap_or(Rejection::Internal)
         })?;
         story.observed(&app.config.dialect, checked, &reply);
+        count(story.outcome.unwrap_or(Outcome::Delivered));
+        if let (Some(action), Some(Rejection::BackendContract(violation))) = (action, &story.would_refuse) {
+            app.metrics.answers.violated(&self.metrics, action, &violation.rule);
+        }
         Ok(Answer::AsItCame(reply))
     }
 

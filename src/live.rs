@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::served::Served;
 use crate::telemetry::level::Levels;
-use crate::tls::Acceptors;
+use crate::tls::{Acceptors, Prepared};
 
 /// What of a running gateway follows the configuration.
 pub struct Live {
@@ -45,12 +45,17 @@ impl Live {
     pub fn apply(&self, config: &Config) -> Result<Vec<String>, String> {
         let before = Arc::clone(&self.served.borrow());
         let served = Served::new(config, &self.metrics, Some(&before))?;
+        let mut handshakes = Vec::new();
         for acceptors in &self.tls {
-            let listener = config.listeners.iter().find(|listener| listener.name == acceptors.listener());
+            let name = acceptors.listener();
+            let listener = before.doors.get(name).and_then(|door| config.listener(name, &door.address));
             if let Some(tls) = listener.and_then(|listener| listener.tls.as_ref()) {
-                acceptors.replace(tls).map_err(|error| format!("{}.tls: {error}", acceptors.listener()))?;
+                handshakes.push(acceptors.prepare(tls).map_err(|error| format!("{name}.tls: {error}"))?);
             }
         }
+        // Nothing can go wrong from here on.
+        handshakes.into_iter().for_each(Prepared::apply);
+        self.forget_backends(&before, &served);
         // The keys that open replies before requests can be verified by new ones.
         self.journal.reconfigure(config);
         self.observer.log_requests(config.log.access);
@@ -59,6 +64,18 @@ impl Live {
         }
         self.served.send_replace(Arc::new(served));
         Ok(self.fixed.differences(&Fixed::of(config)))
+    }
+}
+
+impl Live {
+    /// A backend that is gone must not stay in the metrics as it was last seen.
+    fn forget_backends(&self, before: &Served, now: &Served) {
+        for (name, app) in &before.apps {
+            let stays = now.apps.get(name).map_or(0, |app| app.config.backend.endpoints().count());
+            for position in stays..app.config.backend.endpoints().count() {
+                let _ = self.metrics.backend_up.remove_label_values(&[name, &position.to_string()]);
+            }
+        }
     }
 }
 

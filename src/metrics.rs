@@ -131,6 +131,9 @@ catalogue! {
     panics: IntCounter = "spigate_panics_total" [];
     /// Changed configurations, by what became of them; a failure keeps the one before.
     config_reloads: IntCounterVec = "spigate_config_reloads_total" ["result"];
+    /// Whether the configuration files, as they are now, are what is served: 0 from a change that
+    /// cannot be used until it is mended or taken back.
+    config_reload_successful: IntGauge = "spigate_config_last_reload_successful" [];
     /// When the configuration that is served was loaded, in seconds since 1970.
     config_loaded: IntGauge = "spigate_config_last_reload_success_timestamp_seconds" [];
     /// Always 1; the version is a label.

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -28,6 +28,11 @@ use crate::peer::{Peer, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
 use crate::telemetry::spans;
+use crate::throttle::Throttle;
+
+/// Between two lines about what would be refused, where no access line says so: anybody can cause
+/// them, and all are counted.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where requests are counted and logged.
 pub struct Observer {
@@ -36,13 +41,14 @@ pub struct Observer {
     unknown: AnswerMetrics,
     log: Option<AccessLog>,
     logs_requests: AtomicBool,
+    complaints: Throttle,
 }
 
 impl Observer {
     /// Makes an observer; without a log it only counts.
     pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Self {
         let unknown = AnswerMetrics::new(UNKNOWN, None);
-        Self { metrics, unknown, log, logs_requests: AtomicBool::new(true) }
+        Self { metrics, unknown, log, logs_requests: AtomicBool::new(true), complaints: Throttle::new(COMPLAIN_AGAIN) }
     }
 
     /// Whether every request is logged from now on.
@@ -75,7 +81,7 @@ impl Observer {
         let log = self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed));
         if let Some(refusal) = &exchange.would_refuse {
             app.would_refuse(&self.metrics, refusal.code());
-            if log.is_none() {
+            if log.is_none() && self.complaints.passes() {
                 // Its access line would have said so.
                 let app = exchange.app.as_ref().map(|app| app.config.name.as_str());
                 let (code, cause) = (refusal.code(), refusal.told());

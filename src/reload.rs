@@ -41,6 +41,7 @@ impl Reloader {
             live.metrics.config_reloads.with_label_values(&[result]);
         }
         live.metrics.config_loaded.set(clock::now().as_second());
+        live.metrics.config_reload_successful.set(1);
         Self { live, load: Arc::new(load), served, refused: None }
     }
 
@@ -58,6 +59,7 @@ impl Reloader {
         let Some((_, found)) = self.read().await else { return };
         if found == self.served {
             if self.refused.take().is_some() {
+                self.live.metrics.config_reload_successful.set(1);
                 tracing::info!("the configuration is as it is served again");
             } else if is_asked {
                 tracing::info!("the configuration has not changed");
@@ -87,6 +89,7 @@ impl Reloader {
     fn succeeded(&mut self, config: &Config, ignored: &[String], made_of: Fingerprint) {
         (self.served, self.refused) = (made_of, None);
         self.live.metrics.config_reloads.with_label_values(&[SUCCESS]).inc();
+        self.live.metrics.config_reload_successful.set(1);
         self.live.metrics.config_loaded.set(clock::now().as_second());
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -102,6 +105,7 @@ impl Reloader {
     fn failed(&mut self, problems: &[String], made_of: Fingerprint) {
         self.refused = Some(made_of);
         self.live.metrics.config_reloads.with_label_values(&[FAILURE]).inc();
+        self.live.metrics.config_reload_successful.set(0);
         for problem in problems {
             tracing::error!(problem, "the changed configuration cannot be used; the one before stays");
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 
 use crate::app::App;
-use crate::config::listen::ListenConfig;
+use crate::config::listen::{Address, ListenConfig};
 use crate::config::{Config, Limits, ShutdownConfig};
 use crate::failures::Failures;
 use crate::metrics::Metrics;
@@ -22,7 +22,8 @@ pub struct Served {
     pub routes: Routes,
     /// The apps by name.
     pub apps: HashMap<String, Arc<App>>,
-    /// Who is believed at each public listener, by its name.
+    /// Who is believed at each public listener that is open, by its name. Always those of the start:
+    /// only a restart opens one, or closes it.
     pub doors: HashMap<String, Door>,
     /// How often clients fail to verify, where that is limited.
     pub failures: Option<Arc<Failures>>,
@@ -35,8 +36,10 @@ pub struct Served {
 }
 
 /// Who is believed at a public listener.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Door {
+    /// Where it listens, as the configuration had it at the start.
+    pub address: Address,
     /// The proxies whose word counts.
     pub proxies: Proxies,
     /// Whether every connection begins with a PROXY header.
@@ -46,7 +49,7 @@ pub struct Door {
 impl Door {
     fn of(listener: &ListenConfig) -> Self {
         let proxies = Proxies::new(listener.trusted_proxies.iter().copied());
-        Self { proxies, proxy_protocol: listener.proxy_protocol }
+        Self { address: listener.address.clone(), proxies, proxy_protocol: listener.proxy_protocol }
     }
 }
 
@@ -67,7 +70,18 @@ impl Served {
             let made = App::new(app.clone(), backend, &config.limits, metrics);
             apps.insert(app.name.clone(), Arc::new(made.map_err(|error| format!("app {}: {error}", app.name))?));
         }
-        let doors = config.listeners.iter().map(|listener| (listener.name.clone(), Door::of(listener)));
+        // A listener that is gone from the configuration, or has another address there, stays open as
+        // it was. Its name may stand for another one now, whose rules are for another door.
+        let doors = match before {
+            None => config.listeners.iter().map(|listener| (listener.name.clone(), Door::of(listener))).collect(),
+            Some(before) => {
+                let renewed = |(name, door): (&String, &Door)| {
+                    let listener = config.listener(name, &door.address);
+                    (name.clone(), listener.map_or_else(|| door.clone(), Door::of))
+                };
+                before.doors.iter().map(renewed).collect()
+            }
+        };
         let limit = config.limits.failed_per_minute;
         let known = before.filter(|before| before.limits.failed_per_minute == limit);
         let failures = match known {
@@ -75,7 +89,7 @@ impl Served {
             None => limit.map(|limit| Arc::new(Failures::new(limit.get()))),
         };
         Ok(Self {
-            doors: doors.collect(),
+            doors,
             failures,
             routes: Routes::new(apps.values().map(Arc::clone)),
             apps,

@@ -12,6 +12,7 @@ pub mod wire;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,8 +138,8 @@ impl Server {
             }
             return;
         };
-        // A listener that the configuration has no more stays until the restart, and believes nobody.
-        let door = served.doors.get(&self.name).cloned().unwrap_or_default();
+        // There always is one; without it nobody would be believed.
+        let Some(door) = served.doors.get(&self.name) else { return };
         let peer = door.proxies.peer(address.ip());
         let running = InFlight::new(&self.metrics.connections);
         let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
@@ -178,11 +179,17 @@ async fn introduced(
     phase: &mut watch::Receiver<Phase>,
 ) -> Option<(Socket, Peer)> {
     let Some(introductions) = introductions else { return Some((socket, peer)) };
-    let peer = tokio::select! {
-        // What has come before the stop is served.
-        biased;
-        peer = introductions.introduce(&mut socket, peer, within) => peer?,
-        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return None,
+    let peer = {
+        let mut introduction = pin!(introductions.introduce(&mut socket, peer, within));
+        let introduced = tokio::select! {
+            peer = introduction.as_mut() => Some(peer?),
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
+        };
+        match introduced {
+            Some(peer) => peer,
+            // What has come before the stop is served, although nobody has looked yet.
+            None => timeout(pace::FIRST_BYTE, introduction).await.ok()??,
+        }
     };
     Some((socket, peer))
 }

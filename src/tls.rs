@@ -190,6 +190,22 @@ impl ResolvesServerCert for ByName {
     }
 }
 
+/// What is ready to be used by the next handshake.
+pub struct Prepared<'a> {
+    acceptors: &'a Acceptors,
+    config: &'a TlsConfig,
+    server: ServerConfig,
+    facts: Vec<Facts>,
+}
+
+impl Prepared<'_> {
+    /// Uses it from now on.
+    pub fn apply(self) {
+        self.acceptors.current.send_replace(Arc::new(self.server));
+        self.acceptors.show(self.config, &self.facts);
+    }
+}
+
 /// A listener's side of TLS handshakes, which can be changed while it listens.
 pub struct Acceptors {
     listener: String,
@@ -228,10 +244,16 @@ impl Acceptors {
     /// # Errors
     /// What is wrong with them.
     pub fn replace(&self, config: &TlsConfig) -> Result<(), String> {
+        self.prepare(config).map(Prepared::apply)
+    }
+
+    /// Makes ready what [`replace`](Self::replace) changes, and changes nothing yet.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn prepare<'a>(&'a self, config: &'a TlsConfig) -> Result<Prepared<'a>, String> {
         let (server, facts) = server_config(config)?;
-        self.current.send_replace(Arc::new(server));
-        self.show(config, &facts);
-        Ok(())
+        Ok(Prepared { acceptors: self, config, server, facts })
     }
 
     fn show(&self, config: &TlsConfig, facts: &[Facts]) {

@@ -472,7 +472,7 @@ SEEN = {
     "SpigateOrderUnanswered": "pending",
     "SpigateBackendContractViolated": "firing",
     "SpigateOverloaded": "firing",
-    "SpigateReloadFailed": "firing",
+    "SpigateReloadFailed": "pending",
     "SpigateCertificateExpires": "firing",
     "SpigateBackendUrlDown": "pending",
 }

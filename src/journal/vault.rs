@@ -129,8 +129,10 @@ impl Vault {
     pub fn rekey(&self, apps: impl IntoIterator<Item = (String, Vec<Secret>)>, encryption_key: Option<&Secret>) {
         let wrapping = Arc::new(Wrapping::new(apps, encryption_key));
         let mut state = self.write();
+        // An app that is configured no more may have deliveries that still run; their replies are sealed
+        // as before.
+        state.sealing.retain(|app, _| !wrapping.apps.contains_key(app));
         state.wrapping = wrapping;
-        state.sealing.clear();
         state.missed.clear();
     }
 
@@ -181,7 +183,7 @@ impl Vault {
         }
         // Keys that were replaced meanwhile wrap none of these yet.
         if Arc::ptr_eq(&state.wrapping, &wrapping) {
-            state.sealing = newest;
+            state.sealing.extend(newest);
         }
         let with_encryption_key = wrapping.encryption.is_some();
         let locked = locked.into_iter();

@@ -37,7 +37,7 @@ const IDLE: u8 = 3;
 
 /// How long a new connection may stay silent in a stop. Its client knows it as open, and its first
 /// request is on the way.
-const FIRST_BYTE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_BYTE: Duration = Duration::from_secs(1);
 
 impl Pace {
     /// The pace of a new connection.

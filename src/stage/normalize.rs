@@ -177,10 +177,11 @@ pub fn as_it_came(
     let headers = outgoing.headers_mut();
     headers.insert(HOST, backend.endpoint.authority.clone());
     headers.extend(passed_on(incoming, app, client));
-    if let Some(name) = &app.config.dialect.signature.header
-        && let Some(signature) = incoming.get(name)
-    {
-        headers.insert(name, signature.clone());
+    if let Some(name) = &app.config.dialect.signature.header {
+        headers.remove(name);
+        for signature in incoming.get_all(name) {
+            headers.append(name, signature.clone());
+        }
     }
     headers.insert(X_SPI_APP, app.template.app.clone());
     headers.insert(X_SPI_DIALECT, app.template.dialect.clone());

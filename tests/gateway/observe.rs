@@ -107,3 +107,26 @@ async fn what_would_be_refused_is_told_without_an_access_log_too() {
     let line = gateway.line("the refusal", |line| line["code"] == "signature_invalid").await;
     assert_eq!((&line["level"], &line["app"]), (&"WARN".into(), &"crm".into()));
 }
+
+#[tokio::test]
+async fn the_backends_time_and_broken_rules_are_counted() {
+    let backend = Backend::start(|_| json(r#"{"success":true}"#)).await;
+    let gateway = observing(&backend).await;
+    gateway.order(&create()).await;
+    let calls = "spigate_backend_seconds_count{action=\"CreateAppInstance\",app=\"crm\",outcome=\"unconfirmed\"}";
+    assert_eq!(gateway.metric(calls).await, 1.0);
+    let rule = "rule=\"instance_id_missing\"";
+    let series = format!("spigate_backend_violations_total{{action=\"CreateAppInstance\",app=\"crm\",{rule}}}");
+    assert_eq!(gateway.metric(&series).await, 1.0);
+}
+
+#[tokio::test]
+async fn two_signatures_reach_the_backend_as_two() {
+    let backend = Backend::confirming().await;
+    let gateway = observing(&backend).await;
+    let headers = "app_signature: AAA\r\napp_signature: BBB\r\n";
+    gateway.get_with(&create().unsigned_target(), headers).await.assert_is(CREATED);
+    let text = backend.only_request().text();
+    assert!(text.contains("app_signature: AAA\r\n") && text.contains("app_signature: BBB\r\n"), "{text}");
+    assert_eq!(would_refuse(&gateway, "malformed_request").await, 1.0);
+}

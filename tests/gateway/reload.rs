@@ -12,6 +12,7 @@ use crate::support::backend::{Backend, CREATED, Gate, Step, created, json};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{KEY, create, now};
+use crate::support::process::free_port;
 use crate::support::tls_client::{TlsClient, certificate_for};
 use crate::support::{unique, within_deadline};
 
@@ -146,12 +147,14 @@ async fn a_file_that_is_gone_changes_nothing_and_is_said_again_to_who_asks() {
     let before = gateway.reloads("failure").await;
     gateway.signal("HUP");
     gateway.wait_for_reload("failure", before).await;
+    assert_eq!(gateway.metric("spigate_config_last_reload_successful").await, 0.0);
     gateway.directory().write("spigate.toml", &good);
     gateway.signal("HUP");
     gateway
         .line("the file is back", |line| line["message"].as_str().unwrap_or("").contains("as it is served again"))
         .await;
     assert_eq!(gateway.reloads("success").await, 0.0);
+    assert_eq!(gateway.metric("spigate_config_last_reload_successful").await, 1.0);
     // Nothing has changed, and whoever asks is told so.
     gateway.signal("HUP");
     gateway.line("nothing new", |line| line["message"].as_str().unwrap_or("").contains("has not changed")).await;
@@ -366,4 +369,70 @@ async fn a_backend_that_did_not_change_keeps_its_connections() {
     gateway.reconfigure(|text| text.replace("keep_alive = \"60s\"", "keep_alive = \"61s\"")).await;
     gateway.order(&create()).await.assert_is(CREATED);
     assert_eq!((backend.count(), backend.connections()), (3, 2));
+}
+
+#[tokio::test]
+async fn a_listener_that_is_gone_from_the_file_stays_as_it_was() {
+    let (authority, clients, backend) = (Authority::new(), Authority::new(), Backend::confirming().await);
+    let (locked, trusting) = (free_port(), free_port());
+    // The second entry takes the first one's place, and so its name.
+    let first = format!(
+        "[[listeners]]\naddress = \"{locked}\"\ntls = {{ certificate = \"tls.crt\", key = \"tls.key\" }}\n\
+         client_ca = \"clients.pem\"\n"
+    );
+    let second = format!(
+        "[[listeners]]\naddress = \"{trusting}\"\ntls = {{ certificate = \"tls.crt\", key = \"tls.key\" }}\n\
+         trusted_proxies = [\"127.0.0.0/8\"]\n"
+    );
+    let certified = authority.certify(&["localhost"]);
+    let setup = Setup::new(&backend).forwarding_all().more(&format!("{first}{second}"));
+    let setup = setup.file("tls.crt", &certified.certificate).file("tls.key", &certified.key);
+    let gateway = setup.file("clients.pem", &clients.pem).start().await;
+    let is_refused = async || match TlsClient::trusting(&authority).connect(locked).await {
+        Err(_) => true,
+        Ok(stream) => {
+            let mut connection = Connection::over(stream);
+            connection.send(get(&create().target(), "")).await;
+            connection.reply().await.is_none()
+        }
+    };
+    assert!(is_refused().await);
+    gateway.reconfigure(|text| text.replace(&first, "")).await;
+    assert!(is_refused().await, "a client without a certificate");
+    // The one that is still there, under another name, goes on as well.
+    let mut connection = Connection::over(TlsClient::trusting(&authority).connect(trusting).await.unwrap());
+    connection.send(get(&create().target(), "X-Forwarded-For: 203.0.113.9\r\n")).await;
+    let reply = connection.reply().await.unwrap();
+    assert_eq!(gateway.access_line(&reply).await["client"], "203.0.113.9");
+}
+
+#[tokio::test]
+async fn a_delivery_of_an_app_that_is_gone_is_recorded_all_the_same() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let backend = Backend::start(move |_| [vec![Step::Wait(held.clone())], json(CREATED)].concat()).await;
+    let gateway = Gateway::over(&backend).await;
+    let order = create();
+    let running = gateway.send(&order);
+    backend.wait_for(1).await;
+    let renamed = "name = \"other\"\npath = \"/other\"";
+    gateway.reconfigure(|text| text.replace("name = \"crm\"\npath = \"/spi\"", renamed)).await;
+    gateway.order(&create()).await.assert_rejected(404, "unknown_app");
+    gate.open();
+    within_deadline("the answer", running).await.unwrap().assert_is(CREATED);
+    gateway.reconfigure(|text| text.replace(renamed, "name = \"crm\"\npath = \"/spi\"")).await;
+    gateway.order(&order).await.assert_is(CREATED);
+    assert_eq!(backend.count(), 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_is_gone_is_in_no_metric() {
+    let (backend, closed) = (Backend::confirming().await, Backend::closed());
+    let more = format!("failover = [\"{}\"]\nhealth = {{ failures = 1 }}", closed.url("/internal/spi"));
+    let gateway = Setup::new(&backend).backend(&more).start().await;
+    let series = |position: usize| format!("spigate_backend_up{{app=\"crm\",backend=\"{position}\"}}");
+    assert!(gateway.metrics().await.contains(&series(1)));
+    gateway.reconfigure(|text| text.replace(&more, "")).await;
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains(&series(0)) && !metrics.contains(&series(1)), "{metrics}");
 }
