@@ -472,7 +472,6 @@ SEEN = {
     "SpigateOrderUnanswered": "pending",
     "SpigateBackendContractViolated": "firing",
     "SpigateOverloaded": "firing",
-    "SpigateReloadFailed": "pending",
     "SpigateCertificateExpires": "firing",
     "SpigateBackendUrlDown": "pending",
 }
@@ -523,8 +522,11 @@ def live(binary):
         run.orders("b")
         overloaded = re.search(r'\nspigate_rejections_total\{.*code="overloaded"\} (\d+)', get(f"http://127.0.0.1:{run.admin}/metrics")[1])[1]
         wait_for("the second turn", lambda: any(s["value"][1] == overloaded for s in run.query('spigate_rejections_total{code="overloaded",job="spigate"}')))
+        # Until it is mended; what follows needs the file.
+        config.write_text("nonsense = 1\n" + run.config)
         for name in ("SpigateOrderUnanswered", "SpigateReloadFailed", "SpigateOverloaded"):
             wait_for(name, lambda: run.query(f'ALERTS{{alertname="{name}"}}'))
+        config.write_text(run.config)
         asked = check_queries(run)
         tried = check_commands(run)
         check_targets(run)
