@@ -43,6 +43,8 @@ use crate::tls::{self, Acceptors};
 const MAX_HEAD: u32 = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client has to notice that its connection was ended.
+const LINGER: Duration = Duration::from_secs(1);
 /// Between two lines about it: it may go on for as long as somebody holds all descriptors.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
@@ -234,9 +236,14 @@ async fn connection<S, B>(
         }
     };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::H2);
+    // A client that has not read GOAWAY yet may be writing a request: it must not meet a closed port.
+    let lingering = is_http2.then(|| stream.get_ref().0.duplicate().ok()).flatten();
     let stream = Stream::Tls(Box::new(stream));
     if is_http2 {
         http2::serve(stream, peer, limits, stack, phase).await;
+        if let Some(socket) = lingering {
+            let _ = timeout(LINGER, socket.linger()).await;
+        }
     } else {
         http1::serve(stream, peer, limits, stack, phase).await;
     }

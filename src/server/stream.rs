@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -44,6 +44,27 @@ impl Socket {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
         }
+    }
+}
+
+impl Socket {
+    /// The same connection once more: it stays open until both are dropped.
+    ///
+    /// # Errors
+    /// No file descriptor left, mostly.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let descriptor = self.as_fd().try_clone_to_owned()?;
+        Ok(match self {
+            Self::Tcp(_) => Self::Tcp(TcpStream::from_std(descriptor.into())?),
+            Self::Unix(_) => Self::Unix(UnixStream::from_std(descriptor.into())?),
+        })
+    }
+
+    /// Reads what the other end still sends, until it ends its side. Closing before would have the
+    /// kernel answer with a reset, which can overtake what was written.
+    pub async fn linger(mut self) {
+        let mut ignored = [0; 1024];
+        while self.read(&mut ignored).await.is_ok_and(|length| length > 0) {}
     }
 }
 
