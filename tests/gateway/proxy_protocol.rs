@@ -193,3 +193,18 @@ async fn a_real_haproxy_is_understood_in_both_versions() {
     // Its health checks and what looked whether it listens are no errors.
     assert_eq!(gateway.metric(&errors("malformed")).await, 0.0, "{}", gateway.output());
 }
+
+#[tokio::test]
+async fn who_has_not_spoken_yet_when_the_end_comes_is_still_served() {
+    let backend = Backend::confirming().await;
+    let gateway = gateway(&backend, "127.0.0.0/8", "[shutdown]\ndelay = \"0s\"\ngrace = \"25s\"\n").await;
+    let mut silent = Connection::open(gateway.listen).await;
+    gateway.wait_for_metric("spigate_connections", |connections| connections == 1.0).await;
+    gateway.terminate();
+    let closed = async { while tokio::net::TcpStream::connect(gateway.listen).await.is_ok() {} };
+    within_deadline("the end of the listener", closed).await;
+    let order = get(&create().target(), "");
+    silent.send(format!("PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n{order}")).await;
+    silent.reply().await.unwrap().assert_is(CREATED);
+    gateway.ended().await;
+}
