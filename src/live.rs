@@ -41,7 +41,7 @@ impl Live {
     /// found. Says which keys differ that only a restart can change; they stay as they are.
     ///
     /// # Errors
-    /// What is wrong with a backend's TLS settings. Nothing has changed then.
+    /// What is wrong with TLS settings. Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<Vec<String>, String> {
         let before = Arc::clone(&self.served.borrow());
         let served = Served::new(config, &self.metrics, Some(&before))?;
@@ -65,9 +65,7 @@ impl Live {
         self.served.send_replace(Arc::new(served));
         Ok(self.fixed.differences(&Fixed::of(config)))
     }
-}
 
-impl Live {
     /// A backend that is gone must not stay in the metrics as it was last seen.
     fn forget_backends(&self, before: &Served, now: &Served) {
         for (name, app) in &before.apps {

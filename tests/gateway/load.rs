@@ -187,13 +187,8 @@ async fn connections_beyond_the_limit_are_told_to_come_again_while_admin_answers
     gateway.order(&create()).await.assert_is(CREATED);
 }
 
-#[tokio::test]
-async fn accepting_recovers_once_file_descriptors_are_free_again() {
-    if !has_program("prlimit") {
-        return;
-    }
-    let backend = Backend::confirming().await;
-    let gateway = Setup::new(&backend).through(&["prlimit", "--nofile=48:48"]).start().await;
+/// Holds connections until the gateway has no descriptor left for another, and lets them go.
+async fn exhaust_descriptors(gateway: &Gateway) {
     let mut kept = Vec::new();
     for _ in 0..60 {
         kept.push(Connection::open(gateway.listen).await);
@@ -203,7 +198,16 @@ async fn accepting_recovers_once_file_descriptors_are_free_again() {
             line["message"].as_str().is_some_and(|message| message.starts_with("cannot accept a connection"))
         })
         .await;
-    drop(kept);
+}
+
+#[tokio::test]
+async fn accepting_recovers_once_file_descriptors_are_free_again() {
+    if !has_program("prlimit") {
+        return;
+    }
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).through(&["prlimit", "--nofile=48:48"]).start().await;
+    exhaust_descriptors(&gateway).await;
     gateway.order(&create()).await.assert_is(CREATED);
     assert!(gateway.metric("spigate_accept_errors_total").await > 0.0);
 }
@@ -216,16 +220,7 @@ async fn accepting_recovers_under_tls_too() {
     let (authority, backend) = (Authority::new(), Backend::confirming().await);
     let setup = Setup::new(&backend).tls(&authority.certify(&["localhost"]));
     let gateway = setup.through(&["prlimit", "--nofile=48:48"]).start().await;
-    let mut kept = Vec::new();
-    for _ in 0..60 {
-        kept.push(Connection::open(gateway.listen).await);
-    }
-    gateway
-        .line("the refused accept", |line| {
-            line["message"].as_str().is_some_and(|message| message.starts_with("cannot accept a connection"))
-        })
-        .await;
-    drop(kept);
+    exhaust_descriptors(&gateway).await;
     let mut connection = TlsClient::trusting(&authority).offering(&["h2"]).http2(&gateway).await;
     connection.get(&create().target()).await.assert_is(CREATED);
 }

@@ -436,6 +436,55 @@ mod tests {
         connection
     }
 
+    fn ask(order: &str) -> std::sync::Arc<Ask> {
+        let hash = [7; 32];
+        std::sync::Arc::new(Ask {
+            base: DeliveryKey::from_slice(&hash).unwrap(),
+            origin: Origin::from_slice(&hash).unwrap(),
+            lookalike: None,
+            fingerprint: Fingerprint::from_slice(&hash).unwrap(),
+            extras: crate::journal::key::Extras::from_slice(&hash).unwrap(),
+            app: "crm".into(),
+            action: "Create".into(),
+            debug: false,
+            order_id: Some(order.into()),
+            instance_id: None,
+            user_id: None,
+            lifecycle: Lifecycle::None,
+            hold: false,
+            instance_must_be_new: true,
+            claimant: Claimant { gateway: "g".into(), number: 1 },
+            request_id: "r".into(),
+            now: at(1),
+        })
+    }
+
+    fn confirmed(ask: std::sync::Arc<Ask>) -> End {
+        let reply = Sealed { data_key: 1, bytes: vec![1] };
+        let ending = Ending::Confirmed { instance_id: Some("i".into()), reply };
+        End { key: ask.base, cycle: 0, attempt: 1, began_at: at(1), ending, now: at(2), ask }
+    }
+
+    #[test]
+    fn what_is_remembered_and_was_undone_or_changed_is_not_believed() {
+        for undo in ["ROLLBACK", "COMMIT; UPDATE deliveries SET state = 'unconfirmed', request_id = 'another'"] {
+            let (connection, recent) = (Connection::open_in_memory().unwrap(), Recent::default());
+            assert!(schema::migrate(&connection).is_ok());
+            let ask = ask("o-1");
+            connection.execute_batch("BEGIN").unwrap();
+            claim(&connection, &recent, &ask).unwrap();
+            connection.execute_batch(undo).unwrap();
+            // What the backend confirmed is recorded all the same, on what there really is.
+            let (finished, entry) = finish(&connection, &recent, &confirmed(ask)).unwrap();
+            assert_eq!((finished, entry.state), (Finished::Recorded, State::Done), "{undo}");
+            answered(&connection, &recent, &entry.key, at(3)).unwrap();
+            let stored = look(&connection, &entry.key).unwrap().unwrap();
+            assert_eq!((stored.state, stored.answered_at), (State::Done, Some(at(3))), "{undo}");
+            assert_eq!(stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });
+            assert_eq!(list(&connection, &Filter::default(), None, usize::MAX).unwrap().len(), 1, "{undo}");
+        }
+    }
+
     #[test]
     fn a_listing_is_what_fits() {
         let connection = filled();
