@@ -223,12 +223,6 @@ async fn what_was_begun_is_finished_and_idle_connections_are_closed_at_once() {
     gateway.ended().await;
 }
 
-/// Stops the process's work without its knowledge, as a busy machine does.
-fn signal(gateway: &Gateway, name: &str) {
-    let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(gateway.pid().to_string()).status();
-    assert!(sent.unwrap().success());
-}
-
 #[tokio::test]
 async fn requests_that_wait_unread_when_the_end_comes_are_served() {
     let (authority, backend) = (Authority::new(), Backend::confirming().await);
@@ -247,7 +241,8 @@ async fn requests_that_wait_unread_when_the_end_comes_are_served() {
             connection.reply().await.unwrap().assert_is(CREATED);
             kept.push(connection);
         }
-        signal(&gateway, "STOP");
+        // As a busy machine does: it does not run, and does not know.
+        gateway.signal("STOP");
         for connection in &mut kept {
             connection.send(get(&create().target(), "")).await;
         }
@@ -261,7 +256,7 @@ async fn requests_that_wait_unread_when_the_end_comes_are_served() {
             new.push(connection);
         }
         gateway.terminate();
-        signal(&gateway, "CONT");
+        gateway.signal("CONT");
         for connection in &mut kept {
             connection.reply().await.expect("an answer on a kept connection").assert_is(CREATED);
         }
