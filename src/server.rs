@@ -3,6 +3,7 @@
 
 pub mod http1;
 pub mod http2;
+pub mod inherited;
 pub mod listener;
 pub mod pace;
 pub mod proxy;
