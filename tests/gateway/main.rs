@@ -8,6 +8,7 @@
 mod at_rest;
 mod backend;
 mod clock;
+mod companion;
 mod config;
 mod cycles;
 mod delivery;
