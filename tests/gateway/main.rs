@@ -23,6 +23,7 @@ mod headers;
 mod health;
 mod http2;
 mod https;
+mod ingress;
 mod instances;
 mod journal_file;
 mod listeners;
