@@ -11,7 +11,7 @@ use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, Seen, Step, created, json};
 use crate::support::client::{Connection, Reply, get};
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::order::{create, dialect, encode, market};
+use crate::support::order::{Order, create, dialect, encode, market};
 use crate::support::process::{Process, free_port};
 use crate::support::tls_client::TlsClient;
 use crate::support::{Directory, has_program, within_deadline};
@@ -422,7 +422,7 @@ async fn passes_everything_on_as_it_came(world: &World) {
     world.get("/spi?a=%zz", "").await.assert_rejected(400, "malformed_request");
     let reply = world.get(&create().path("/other").target(), "").await;
     assert_eq!(reply.status, 404);
-    let signatures = [&order, &header_only, &refused].map(|order| order.signature());
+    let signatures = [&order, &header_only, &refused].map(Order::signature);
     let encoded = signatures.iter().map(|signature| encode(signature));
     world.assert_logs("/spi", &encoded.chain(signatures.iter().cloned()).collect::<Vec<_>>()).await;
 }
