@@ -64,7 +64,7 @@ impl<'s> Validator<'s> {
         for (index, app) in raw.apps.iter().enumerate() {
             apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps, raw.companion.address.is_some()));
         }
-        self.doubt_lists(&listeners, &apps);
+        self.doubt_lists(&listeners, companion.as_ref(), &apps);
         let is_slow = |app: &&AppConfig| app.backend.as_ref().is_some_and(|backend| shutdown.grace < backend.timeout);
         if let Some(app) = apps.iter().find(is_slow) {
             self.warn(

@@ -579,6 +579,18 @@ fn it_is_switched_on_by_both_keys_and_nothing_else() {
             None => assert!(!text.contains("warning"), "{text}"),
         }
     }
+    for (toml, warning) in [
+        // Its client is whom the ingress names, wherever the public listener is.
+        (format!("{on}[listen]\naddress = \"127.0.0.1:8080\"\n{app}allow_from = [\"192.0.2.7\"]\n"), None),
+        (
+            format!("{on}{app}allow_from = [\"127.0.0.1\"]\n"),
+            Some("apps[0].allow_from: 127.0.0.1/32 may ask the companion"),
+        ),
+    ] {
+        let (code, text) = check(&toml);
+        assert_eq!((code, text.contains("warning")), (0, warning.is_some()), "{text}");
+        assert!(text.contains(warning.unwrap_or_default()), "{text}");
+    }
     let (code, text) = check(&format!("{}{app}", on.replace("\"127.0.0.1\"", "\"0.0.0.0/0\"")));
     assert!(code == 0 && text.contains("warning: ") && text.contains("companion.allow_from: 0.0.0.0/0"), "{text}");
 }
