@@ -455,7 +455,7 @@ async fn haproxy_in_front_passes_everything_on_and_asks_whether_spigate_is_ready
             ("bind :443", format!("bind {address}")),
             ("/etc/haproxy/spi.pem", pem),
             ("127.0.0.1:8080", gateway.listen.to_string()),
-            ("port 9090 inter 2s", format!("port {} inter 50ms", gateway.admin.port())),
+            ("port 9090 inter 2s", format!("port {} inter 200ms", gateway.admin.port())),
         ],
     );
     let config = directory.write("haproxy.cfg", &text);
