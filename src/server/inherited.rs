@@ -81,7 +81,7 @@ impl Inherited {
         });
         Err(format!(
             "the service manager handed over a socket that no listener of the configuration has: {}; make \
-             ListenStream= of the socket unit and listen.address (or listeners, admin.address) agree",
+             ListenStream= of the socket unit and listen.address (or listeners, companion.address, admin.address) agree",
             addresses.collect::<Vec<_>>().join(", ")
         ))
     }
