@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::places::Places;
 use crate::served::Served;
+use crate::server::inherited::Inherited;
 use crate::server::listener::Listener;
 use crate::server::{Phase, Server};
 use crate::stage::claim::Deliveries;
@@ -44,11 +45,16 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Starts the gateway. Without telemetry there is no access log.
+    /// Starts the gateway on what was `inherited`, and on sockets of its own for everything else.
+    /// Without telemetry there is no access log.
     ///
     /// # Errors
-    /// Addresses that cannot be used.
-    pub async fn start(config: Config, telemetry: Option<&Telemetry>) -> Result<Self, String> {
+    /// Addresses that cannot be used, and sockets that have none of the configuration's.
+    pub async fn start(
+        config: Config,
+        mut inherited: Inherited,
+        telemetry: Option<&Telemetry>,
+    ) -> Result<Self, String> {
         let unusable = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
         let metrics = Arc::new(Metrics::new().map_err(|error| unusable("metrics", &error))?);
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -60,25 +66,28 @@ impl Instance {
         let mut public = Vec::new();
         for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
-            let listener = Listener::bind(&address).await.map_err(|error| wrong(&error))?;
+            let listener = Listener::bind(&address, &mut inherited).await.map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
             public.push((listener, address, name, tls));
         }
-        let companion = match &config.companion {
-            None => None,
-            Some(CompanionConfig { address, .. }) => {
-                let wrong =
-                    |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
-                let listener = Listener::bind(&Address::Tcp(*address)).await.map_err(|error| wrong(&error))?;
-                let address = listener.address().map_err(|error| wrong(&error))?;
-                Some((listener, address))
-            }
-        };
+        let mut companion = None;
+        if let Some(CompanionConfig { address, .. }) = &config.companion {
+            let wrong = |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
+            let listener = Listener::bind(&Address::Tcp(*address), &mut inherited).await;
+            let listener = listener.map_err(|error| wrong(&error))?;
+            let address = listener.address().map_err(|error| wrong(&error))?;
+            companion = Some((listener, address));
+        }
         let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
-        let private = TcpListener::bind(config.admin).await.map_err(wrong)?;
+        let private = match inherited.tcp(config.admin) {
+            Some(socket) => TcpListener::from_std(socket),
+            None => TcpListener::bind(config.admin).await,
+        };
+        let private = private.map_err(wrong)?;
         let admin = private.local_addr().map_err(wrong)?;
+        inherited.all_taken()?;
         let listen = public.first().map(|(_, address, ..)| address.clone()).ok_or("there is no public listener")?;
 
         let mut headers: Vec<HeaderName> =
@@ -105,7 +114,7 @@ impl Instance {
             metrics: Arc::clone(&metrics),
             served,
             journal: Arc::clone(&journal),
-            observer: Arc::clone(&observer),
+            observer,
             levels: levels.clone(),
             tls: public.iter().filter_map(|(.., tls)| tls.clone()).collect(),
             fixed: Fixed::of(&config),
