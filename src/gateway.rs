@@ -118,6 +118,7 @@ impl Gateway {
         let slot = Arc::new(self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?);
         // Every stop that needs nobody else.
         let judged = self.judge(&served, Way::Deliver, head, caller, story)?;
+        // Only an app that has one gets here.
         let backend = judged.app.backend.as_ref().ok_or(Rejection::UnknownApp)?;
         if !judged.app.config.enforce {
             // Its way ends here: what breaks a rule is told, and passed on all the same.

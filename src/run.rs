@@ -72,17 +72,14 @@ impl Instance {
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
             public.push((listener, address, name, tls));
         }
-        let companion = match &config.companion {
-            None => None,
-            Some(CompanionConfig { address, .. }) => {
-                let wrong =
-                    |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
-                let listener =
-                    Listener::bind(&Address::Tcp(*address), &mut inherited).await.map_err(|error| wrong(&error))?;
-                let address = listener.address().map_err(|error| wrong(&error))?;
-                Some((listener, address))
-            }
-        };
+        let mut companion = None;
+        if let Some(CompanionConfig { address, .. }) = &config.companion {
+            let wrong = |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
+            let listener = Listener::bind(&Address::Tcp(*address), &mut inherited).await;
+            let listener = listener.map_err(|error| wrong(&error))?;
+            let address = listener.address().map_err(|error| wrong(&error))?;
+            companion = Some((listener, address));
+        }
         let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
         let private = match inherited.tcp(config.admin) {
             Some(socket) => TcpListener::from_std(socket),
@@ -117,7 +114,7 @@ impl Instance {
             metrics: Arc::clone(&metrics),
             served,
             journal: Arc::clone(&journal),
-            observer: Arc::clone(&observer),
+            observer,
             levels: levels.clone(),
             tls: public.iter().filter_map(|(.., tls)| tls.clone()).collect(),
             fixed: Fixed::of(&config),
