@@ -4,16 +4,15 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
+use crate::backend::outgoing::{Lines, Outgoing};
 use crate::config::{PathPart, Route, Send};
 use crate::dialect::Dialect;
-use crate::dialect::request::{SpiRequest, Value};
+use crate::dialect::request::{Documented, SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
 use crate::peer::X_REQUEST_ID;
@@ -62,10 +61,12 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What of a backend's request is the same each time: made once per app.
 pub struct Template {
-    app: HeaderValue,
-    dialect: HeaderValue,
-    actions: Vec<HeaderValue>,
-    keys: Vec<HeaderValue>,
+    /// What every request says.
+    app: Lines,
+    /// What the first attempt says, and nearly every one is.
+    first: Lines,
+    actions: Vec<Lines>,
+    keys: Vec<Lines>,
     action_param: HeaderName,
     time_param: HeaderName,
     fields: Vec<HeaderName>,
@@ -77,11 +78,12 @@ impl Template {
     /// Prepares an app's template.
     pub fn new(config: &crate::config::AppConfig) -> Self {
         let fixed_target = matches!(config.backend.send, Send::Json | Send::Headers);
+        let line = |name, text: &str| Lines::default().with(&name, &header_value(text));
         Self {
-            app: header_value(&config.name),
-            dialect: header_value(&config.dialect.name),
-            actions: config.dialect.actions.iter().map(|action| header_value(&action.name)).collect(),
-            keys: config.keys.iter().map(|key| header_value(&key.id)).collect(),
+            app: line(X_SPI_APP, &config.name).with(&X_SPI_DIALECT, &header_value(&config.dialect.name)),
+            first: line(X_SPI_ATTEMPT, "1"),
+            actions: config.dialect.actions.iter().map(|action| line(X_SPI_ACTION, &action.name)).collect(),
+            keys: config.keys.iter().map(|key| line(X_SPI_KEY_ID, &key.id)).collect(),
             action_param: param_header(&config.dialect.action_parameter),
             time_param: param_header(config.dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
             fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
@@ -108,47 +110,42 @@ fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed
 /// # Errors
 /// Only a target longer than `http::Uri` holds: decoded parameters, encoded anew, can be three
 /// times as long as they came. Everything else was checked with the configuration.
-pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
+pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Outgoing, http::Error> {
     let dialect = &*app.config.dialect;
     let request = checked.request();
     let action = request.action_index();
     let backend = &app.config.backend;
     let route = &backend.routes[action];
+    let built;
     let uri = match &app.template.targets[action] {
         // Only JSON has room for undocumented parameters elsewhere than in the query.
-        Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri.clone(),
-        _ => target(app, checked, route)?,
+        Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri,
+        _ => {
+            built = target(app, checked, route)?;
+            &built
+        }
     };
-    let body = match backend.send {
-        Send::Json => Bytes::from(json_body(dialect, request)),
-        Send::Headers | Send::Query | Send::Raw => Bytes::new(),
-    };
-    let mut outgoing = Request::new(Full::new(body));
-    *outgoing.method_mut() = route.method.clone();
-    *outgoing.uri_mut() = uri;
-
-    let headers = outgoing.headers_mut();
-    headers.reserve(24);
-    headers.insert(HOST, backend.endpoint.authority.clone());
-    for (name, value) in checked.passed_on() {
-        headers.append(name, value.clone());
-    }
+    let mut outgoing = Outgoing::new(route.method.clone(), uri, &backend.endpoint.authority);
+    pass_on(&mut outgoing, checked.passed_on());
     match backend.send {
         Send::Json => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            outgoing.header(&CONTENT_TYPE, &HeaderValue::from_static("application/json"));
+            outgoing.set_body(json_body(dialect, request));
         }
-        Send::Headers => put_params(headers, app, request),
+        Send::Headers => params(app, request, |name, text| outgoing.text(name, text)),
         Send::Query | Send::Raw => {}
     }
-    // Ours last, and set rather than added: whatever came before, these win.
-    headers.insert(X_SPI_APP, app.template.app.clone());
-    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
-    headers.insert(X_SPI_ACTION, app.template.actions[action].clone());
-    headers.insert(X_SPI_DEBUG, HeaderValue::from_static(boolean(request.is_debug(dialect))));
-    headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key()].clone());
-    headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
-    headers.insert(X_REQUEST_ID, attempt.request_id.clone());
-    headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
+    // Ours: nothing above has one of these names.
+    outgoing.lines(&app.template.app);
+    outgoing.lines(&app.template.actions[action]);
+    outgoing.text(&X_SPI_DEBUG, boolean(request.is_debug(dialect)));
+    outgoing.lines(&app.template.keys[checked.key()]);
+    match attempt.number {
+        1 => outgoing.lines(&app.template.first),
+        number => outgoing.number(&X_SPI_ATTEMPT, number),
+    }
+    outgoing.header(&X_REQUEST_ID, attempt.request_id);
+    outgoing.text(&IDEMPOTENCY_KEY, &attempt.idempotency_key);
     Ok(outgoing)
 }
 
@@ -163,7 +160,7 @@ pub fn as_it_came(
     incoming: &HeaderMap,
     request_id: &HeaderValue,
     client: Option<IpAddr>,
-) -> Result<Request<Full<Bytes>>, http::Error> {
+) -> Result<Outgoing, http::Error> {
     let backend = &app.config.backend;
     let mut target = backend.path.clone();
     let mut query = Query { target: &mut target, separator: '?' };
@@ -172,21 +169,33 @@ pub fn as_it_came(
             query.raw(text);
         }
     }
-    let mut outgoing = Request::new(Full::new(Bytes::new()));
-    *outgoing.uri_mut() = target.parse::<Uri>()?;
-    let headers = outgoing.headers_mut();
-    headers.insert(HOST, backend.endpoint.authority.clone());
-    headers.extend(passed_on(incoming, app, client));
+    let mut outgoing = Outgoing::new(Method::GET, &target.parse()?, &backend.endpoint.authority);
+    let mut headers = passed_on(incoming, app, client);
     if let Some(name) = &app.config.dialect.signature.header {
         headers.remove(name);
         for signature in incoming.get_all(name) {
             headers.append(name, signature.clone());
         }
     }
-    headers.insert(X_SPI_APP, app.template.app.clone());
-    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
-    headers.insert(X_REQUEST_ID, request_id.clone());
+    pass_on(&mut outgoing, &headers);
+    outgoing.lines(&app.template.app);
+    outgoing.header(&X_REQUEST_ID, request_id);
     Ok(outgoing)
+}
+
+/// Adds headers that are passed on, but none that could pose as ours, as whoever wrote a dialect
+/// may have named its signature; those of a trace stay where they can be changed.
+fn pass_on(outgoing: &mut Outgoing, headers: &HeaderMap) {
+    let is_ours = |name: &HeaderName| {
+        name.as_str().starts_with("x-spi-") || [HOST, CONTENT_TYPE, X_REQUEST_ID, IDEMPOTENCY_KEY].contains(name)
+    };
+    for (name, value) in headers.iter().filter(|(name, _)| !is_ours(name)) {
+        if name == TRACEPARENT || name == TRACESTATE {
+            outgoing.traced_mut().append(name, value.clone());
+        } else {
+            outgoing.header(name, value);
+        }
+    }
 }
 
 /// The incoming headers that a backend may see: a short list, so that nothing can pose as ours.
@@ -306,24 +315,21 @@ impl Query<'_> {
     }
 }
 
-fn put_params(headers: &mut HeaderMap, app: &App, request: &SpiRequest) {
+/// Each documented parameter as a header: visible ASCII.
+fn params(app: &App, request: &SpiRequest, mut put: impl FnMut(&HeaderName, &str)) {
     let dialect = &*app.config.dialect;
-    for (name, value) in request.documented(dialect) {
-        let header = match dialect.field_index(name) {
-            Some(field) => &app.template.fields[field],
-            None if name == dialect.action_parameter => &app.template.action_param,
-            None => &app.template.time_param,
+    for (place, value) in request.values(dialect) {
+        let header = match place {
+            Documented::Action => &app.template.action_param,
+            Documented::Field(field) => &app.template.fields[field],
+            Documented::Time => &app.template.time_param,
         };
-        let text: Cow<'_, str> = match value {
+        match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
-            Value::Object(document) => json::ascii(document),
+            Value::Object(document) => put(header, &json::ascii(document)),
             // Most values need no encoding; a look at a table is cheaper than the encoder's.
-            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => as_text(&value).into(),
-            value => utf8_percent_encode(as_text(&value), HEADER).into(),
-        };
-        // Both are visible ASCII by now.
-        if let Ok(text) = HeaderValue::from_str(&text) {
-            headers.insert(header, text);
+            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => put(header, as_text(&value)),
+            value => put(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
         }
     }
 }
