@@ -1,11 +1,15 @@
 //! The client side: one app's backend, at one URL or at several.
 //!
-//! A delivery must never be sent twice behind the journal's back, so this is a small client
-//! over hyper's own connection type instead of a general one: a request is tried again, or at
-//! another URL, only when provably nothing of it was sent, idle connections are dropped long
-//! before a backend does, and every failure says whether the backend may have seen the request.
+//! A delivery must never be sent twice behind the journal's back, so this is a small HTTP/1 client
+//! instead of a general one: a request is tried again, or at another URL, only when provably
+//! nothing of it was sent, idle connections are dropped long before a backend does, and every
+//! failure says whether the backend may have seen the request. It is also what a general client
+//! cannot be, cheap: a request is one buffer, and no task stands between it and its reply.
 //!
+//! - `outgoing.rs`: a request, as bytes (pure)
 //! - `member.rs`: one URL, and a call of it
+//! - `connection.rs`: a request on a connection, and the bytes of its reply
+//! - `reply.rs`: what they mean (pure)
 //! - `dial.rs`: a connection to it; `tls.rs`: what of that is TLS
 //! - `pool.rs`: connections that are idle
 //! - `circuit.rs`: when a URL is left alone for a while (pure)
@@ -13,24 +17,27 @@
 //! - `probe.rs`: looks whether a URL is well
 
 mod circuit;
+mod connection;
 pub(crate) mod dial;
 mod health;
 mod member;
+pub mod outgoing;
 mod pool;
 mod probe;
+mod reply;
 pub mod tls;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode};
-use http_body_util::Full;
+use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::BackendConfig;
 use crate::metrics::Metrics;
 use member::{Failure, Member};
+use outgoing::Outgoing;
 
 pub use tls::client_tls;
 
@@ -100,7 +107,8 @@ impl Backend {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, mut request: Request<Full<Bytes>>, deadline: Instant) -> Result<RawReply, CallError> {
+    pub async fn call(&self, request: Outgoing, deadline: Instant) -> Result<RawReply, CallError> {
+        let mut request = request.write();
         let mut causes = Causes { text: String::new(), named: self.members.len() > 1 };
         let mut tried = 0_u32;
         for unwell_too in [false, true] {
@@ -114,17 +122,19 @@ impl Backend {
                     causes.add(member.position, "not called: too many calls in a row failed, its circuit is open");
                     continue;
                 };
-                match member.call(request, pass, deadline).await {
+                match member.call(&mut request, pass, deadline).await {
                     Ok(reply) => return Ok(reply),
                     Err(Failure::Over(error)) => return Err(error),
-                    Err(Failure::Unsent(unsent, cause)) => {
-                        request = *unsent;
-                        causes.add(member.position, &cause);
-                    }
+                    Err(Failure::Unsent(cause)) => causes.add(member.position, &cause),
                 }
             }
         }
         Err(CallError::Unreachable(causes.text))
+    }
+
+    /// The host and port of the first URL.
+    pub fn authority(&self) -> Option<&HeaderValue> {
+        self.members.first().map(|member| &member.authority)
     }
 
     /// Whether one of the URLs accepts a connection until `deadline`, whatever is known of their

@@ -115,7 +115,7 @@ impl Gateway {
         // To its end the request is judged by the configuration that it found.
         let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
-        let slot = Arc::new(self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?);
+        let slot = self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?;
         // Every stop that needs nobody else.
         let judged = self.judge(&served, Way::Deliver, head, caller, story)?;
         // Only an app that has one gets here.
@@ -127,8 +127,7 @@ impl Gateway {
         let to = Destination { app: Arc::clone(judged.app), backend: Arc::clone(backend) };
         // From here on somebody paid: claim, normalize, forward, validate, record.
         let delivery = self.deliver(&served, to, judged.checked?, caller, slot, story).await?;
-        story.conclude(&delivery);
-        delivery.answer.map(Answer::Judged)
+        story.conclude(delivery).map(Answer::Judged)
     }
 
     /// The same for a request that an ingress holds and asks about. It ends where the other way
@@ -152,7 +151,7 @@ impl Gateway {
             Ok(checked) => {
                 let idempotency_key = delivery_key(app, &checked).idempotency_key();
                 let attempt = Attempt { number: 1, request_id: &caller.request_id, idempotency_key };
-                normalize::headers(app, &checked, &attempt).map_err(|_| Rejection::Internal)?
+                normalize::headers(app, &checked, &attempt)
             }
             Err(refusal) if !app.config.enforce => {
                 story.would_refuse = Some(refusal);
@@ -273,7 +272,7 @@ impl Gateway {
         to: Destination,
         checked: Box<Checked>,
         caller: &Caller,
-        slot: Arc<Place>,
+        slot: Place,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let (app, backend) = (&to.app, &to.backend);
@@ -302,7 +301,7 @@ impl Gateway {
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
-            slot,
+            slot: Arc::new(slot),
         };
         let call_by = caller.arrival + backend.config.timeout;
         let id = request_id.clone();
@@ -442,8 +441,9 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (gateway, way) = (Arc::clone(&self.gateway), self.way);
-        let (head, body) = request.into_parts();
-        let peer: Peer = head.extensions.get().cloned().unwrap_or_default();
+        let (mut head, body) = request.into_parts();
+        // Nobody behind this asks for it.
+        let peer = head.extensions.remove::<Peer>().unwrap_or_default();
         let caller = Caller {
             // The outermost layer has set it.
             client: head.extensions.get().copied().unwrap_or(Client { address: peer.address, known: false }),
@@ -451,8 +451,8 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
             // The layer above has set it.
             request_id: head
                 .extensions
-                .get()
-                .map_or(HeaderValue::from_static("-"), |id: &RequestId| id.header_value().clone()),
+                .remove::<RequestId>()
+                .map_or(HeaderValue::from_static("-"), RequestId::into_header_value),
             arrival: Instant::now(),
             has_body: !body.is_end_stream(),
         };

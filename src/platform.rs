@@ -4,14 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{HOST, USER_AGENT};
-use http::{HeaderValue, Request};
-use http_body_util::Full;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Method, Uri};
 use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
+use crate::backend::outgoing::Outgoing;
 use crate::backend::{Backend, CallError, RawReply};
 use crate::config::{BackendConfig, BackendTls, CircuitConfig, Endpoint, Send};
 use crate::dialect::canonical::Ambiguous;
@@ -212,13 +211,13 @@ pub async fn call(url: &str, header: Option<(&str, &str)>, patience: Duration) -
     };
     let unusable = |error: &dyn fmt::Display| CallFailure::Url(error.to_string());
     let client = Backend::new(&config, LONGEST_REPLY, None).map_err(|error| unusable(&error))?;
-    let mut request = Request::get(target).body(Full::new(Bytes::new())).map_err(|error| unusable(&error))?;
-    request.headers_mut().insert(HOST, authority);
-    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("spigate"));
+    let target = target.parse::<Uri>().map_err(|error| unusable(&error))?;
+    let mut request = Outgoing::new(Method::GET, &target, &authority);
+    request.header(&USER_AGENT, &HeaderValue::from_static("spigate"));
     if let Some((name, value)) = header {
         let name = http::HeaderName::from_bytes(name.as_bytes()).map_err(|error| unusable(&error))?;
         let value = HeaderValue::from_str(value).map_err(|error| unusable(&error))?;
-        request.headers_mut().insert(name, value);
+        request.header(&name, &value);
     }
     let begun = Instant::now();
     let raw = client.call(request, begun + patience).await.map_err(CallFailure::Call)?;
@@ -307,6 +306,7 @@ pub fn judge(contract: &ReplyContract, reply: &Reply, patience: Duration) -> (Ve
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::StatusCode;
 
     use super::*;

@@ -1,29 +1,32 @@
 //! A connection to one URL of a backend: TCP or a Unix socket, with or without TLS.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::config::Address;
+use crate::server::stream::{Socket, delegate};
 
-/// Most headers of a reply; hyper's own default, written down because a test relies on it.
-const MAX_REPLY_HEADERS: usize = 100;
-/// Most bytes of a reply's head, and of a read.
-const MAX_REPLY_HEAD: usize = 64 * 1024;
 /// Pause before a Unix socket whose queue is full is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
-/// A connection that requests can be sent on.
-pub(crate) type Sender = SendRequest<Full<Bytes>>;
+/// A connection that requests can be written to.
+pub(crate) enum Stream {
+    /// In clear.
+    Plain(Socket),
+    /// After a TLS handshake.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+delegate!(Stream { Plain, Tls });
 
 /// Connects to one URL.
 pub(crate) struct Dialer {
@@ -39,23 +42,23 @@ impl Dialer {
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) async fn connect(&self) -> Result<Sender, String> {
+    pub(crate) async fn connect(&self) -> Result<Stream, String> {
         match timeout(self.limit, self.open()).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no connection within {} ms", self.limit.as_millis())),
         }
     }
 
-    async fn open(&self) -> io::Result<Sender> {
+    async fn open(&self) -> io::Result<Stream> {
         match &self.address {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                self.secure(stream).await
+                self.secure(Socket::Tcp(stream)).await
             }
             Address::Unix(path) => loop {
                 match UnixStream::connect(path).await {
-                    Ok(stream) => return self.secure(stream).await,
+                    Ok(stream) => return self.secure(Socket::Unix(stream)).await,
                     // The backend's queue is full. TCP would wait by itself.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(QUEUE_PAUSE).await,
                     Err(error) => return Err(error),
@@ -64,31 +67,12 @@ impl Dialer {
         }
     }
 
-    async fn secure<S>(&self, stream: S) -> io::Result<Sender>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        match &self.tls {
-            Some((connector, name)) => handshake(connector.connect(name.clone(), stream).await?).await,
-            None => handshake(stream).await,
-        }
+    async fn secure(&self, socket: Socket) -> io::Result<Stream> {
+        Ok(match &self.tls {
+            Some((connector, name)) => Stream::Tls(Box::new(connector.connect(name.clone(), socket).await?)),
+            None => Stream::Plain(socket),
+        })
     }
-}
-
-async fn handshake<S>(stream: S) -> io::Result<Sender>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(MAX_REPLY_HEADERS)
-        .max_buf_size(MAX_REPLY_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    // Ends when the sender is dropped or the backend closes; its error reaches the caller
-    // through the sender.
-    tokio::spawn(connection);
-    Ok(sender)
 }
 
 #[cfg(test)]

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::circuit::Pass;
-use super::dial::{Dialer, Sender};
+use super::connection::{Connection, Failed};
+use super::dial::Dialer;
 use super::health::Health;
+use super::outgoing::Written;
 use super::pool::Pool;
-use super::{CallError, RawReply, Watched, describe, tls};
+use super::{CallError, RawReply, Watched, tls};
 use crate::config::{BackendConfig, Endpoint};
 
 /// One URL of a backend.
@@ -30,8 +29,8 @@ pub(super) struct Member {
 
 /// How a call failed.
 pub(super) enum Failure {
-    /// Nothing was sent: here is the request again, and why.
-    Unsent(Box<Request<Full<Bytes>>>, String),
+    /// Nothing was sent, and why.
+    Unsent(String),
     /// There is nothing more to try.
     Over(CallError),
 }
@@ -68,14 +67,9 @@ pub(super) fn all(
 
 impl Member {
     /// Sends a request and reads the whole reply, until `deadline` at the latest.
-    pub(super) async fn call(
-        &self,
-        mut request: Request<Full<Bytes>>,
-        pass: Pass,
-        deadline: Instant,
-    ) -> Result<RawReply, Failure> {
+    pub(super) async fn call(&self, request: &mut Written, pass: Pass, deadline: Instant) -> Result<RawReply, Failure> {
         if self.renames {
-            request.headers_mut().insert(HOST, self.authority.clone());
+            request.rename(&self.authority);
         }
         let mut sent = false;
         let result = match timeout_at(deadline, self.exchange(request, pass, &mut sent)).await {
@@ -94,7 +88,7 @@ impl Member {
                 self.health.answered_badly(pass, || format!("it answered {}", reply.status.as_u16()));
             }
             Ok(_) => self.health.succeeded(pass),
-            Err(Failure::Unsent(_, cause) | Failure::Over(CallError::Unreachable(cause))) => {
+            Err(Failure::Unsent(cause) | Failure::Over(CallError::Unreachable(cause))) => {
                 self.health.failed(pass, cause);
                 return;
             }
@@ -106,81 +100,32 @@ impl Member {
         self.health.called();
     }
 
-    async fn exchange(
-        &self,
-        mut request: Request<Full<Bytes>>,
-        pass: Pass,
-        sent: &mut bool,
-    ) -> Result<RawReply, Failure> {
+    async fn exchange(&self, request: &Written, pass: Pass, sent: &mut bool) -> Result<RawReply, Failure> {
         loop {
-            let (mut sender, fresh) = match self.pool.check_out().await {
-                Some(sender) => (sender, false),
-                None => match self.dialer.connect().await {
-                    Ok(sender) => {
-                        self.health.connected(pass);
-                        (sender, true)
-                    }
-                    Err(cause) => return Err(Failure::Unsent(Box::new(request), cause)),
-                },
+            let (mut connection, fresh) = match self.pool.check_out() {
+                Some(connection) => (connection, false),
+                None => {
+                    let connection = self.connect().await.map_err(Failure::Unsent)?;
+                    self.health.connected(pass);
+                    (connection, true)
+                }
             };
             *sent = true;
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let reply = self.read(response).await.map_err(Failure::Over)?;
-                    self.pool.check_in(sender);
+            match connection.exchange(request.bytes(), self.reply_bytes).await {
+                Ok((reply, may_go_on)) => {
+                    if may_go_on {
+                        self.pool.check_in(connection);
+                    }
                     return Ok(reply);
                 }
-                Err(mut error) => match error.take_message() {
-                    // hyper gives the request back only if not a byte of it was written.
-                    Some(unsent) if !fresh => {
-                        *sent = false;
-                        request = unsent;
-                    }
-                    Some(unsent) => {
-                        let cause = "the backend closed a new connection at once".to_owned();
-                        return Err(Failure::Unsent(Box::new(unsent), cause));
-                    }
-                    None => return Err(Failure::Over(CallError::Broken(describe(&error.into_error())))),
-                },
+                // Closed while it was idle, which nobody had been told of.
+                Err(Failed::Unsent(_)) if !fresh => *sent = false,
+                Err(Failed::Unsent(cause)) => {
+                    return Err(Failure::Unsent(format!("the backend closed a new connection at once: {cause}")));
+                }
+                Err(Failed::Sent(cause)) => return Err(Failure::Over(CallError::Broken(cause))),
             }
         }
-    }
-
-    async fn read(&self, response: http::Response<hyper::body::Incoming>) -> Result<RawReply, CallError> {
-        let (mut parts, mut body) = response.into_parts();
-        // Readers differ in which of two they believe.
-        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
-            if parts.headers.get_all(&name).iter().count() > 1 {
-                return Err(CallError::Broken(format!("the reply has more than one {name}")));
-            }
-        }
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(CallError::Broken("the backend switched protocols".into()));
-        }
-        let over_long = || CallError::Broken(format!("the reply is longer than {} bytes", self.reply_bytes));
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| CallError::Broken(describe(&error)))?;
-            // Trailers are not part of the protocol.
-            let Ok(data) = frame.into_data() else { continue };
-            if first.len() + rest.len() + data.len() > self.reply_bytes {
-                return Err(over_long());
-            }
-            if first.is_empty() {
-                first = data;
-            } else {
-                rest.extend_from_slice(&data);
-            }
-        }
-        // Nearly every reply is one frame, which is passed on without a copy.
-        let body = if rest.is_empty() { first } else { [first, rest.freeze()].concat().into() };
-        Ok(RawReply {
-            status: parts.status,
-            content_type: parts.headers.remove(CONTENT_TYPE),
-            content_encoding: parts.headers.remove(CONTENT_ENCODING),
-            body,
-        })
     }
 
     /// Connects, for a connection test; the connection is kept for the next call.
@@ -188,14 +133,14 @@ impl Member {
     /// # Errors
     /// Why it cannot.
     pub(super) async fn connect_once(&self) -> Result<(), String> {
-        self.connect().await.map(|sender| self.pool.check_in(sender))
+        self.connect().await.map(|connection| self.pool.check_in(connection))
     }
 
     /// A new connection.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) async fn connect(&self) -> Result<Sender, String> {
-        self.dialer.connect().await
+    pub(super) async fn connect(&self) -> Result<Connection, String> {
+        self.dialer.connect().await.map(Connection::new)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::dial::Sender;
+use super::connection::Connection;
 
 /// Idle connections to one URL.
 pub(super) struct Pool {
@@ -18,7 +18,7 @@ pub(super) struct Pool {
 }
 
 struct Idle {
-    sender: Sender,
+    connection: Connection,
     since: Instant,
 }
 
@@ -27,18 +27,20 @@ impl Pool {
         Self { idle: Arc::default(), swept: Arc::default(), keep_alive }
     }
 
-    pub(super) async fn check_out(&self) -> Option<Sender> {
+    /// The connection that was used last, if it can be used still.
+    pub(super) fn check_out(&self) -> Option<Connection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_back()?;
-            let Idle { mut sender, since } = idle;
-            if since.elapsed() < self.keep_alive && !sender.is_closed() && sender.ready().await.is_ok() {
-                return Some(sender);
+            let Idle { mut connection, since } = idle;
+            if since.elapsed() < self.keep_alive && connection.is_quiet() {
+                return Some(connection);
             }
         }
     }
 
-    pub(super) fn check_in(&self, sender: Sender) {
-        if sender.is_closed() || self.keep_alive.is_zero() {
+    /// Takes a connection whose last reply was read to its end.
+    pub(super) fn check_in(&self, connection: Connection) {
+        if self.keep_alive.is_zero() {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +48,7 @@ impl Pool {
         if idle.is_empty() && !self.swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::clone(&self.idle), Arc::clone(&self.swept), self.keep_alive));
         }
-        idle.push_back(Idle { sender, since: Instant::now() });
+        idle.push_back(Idle { connection, since: Instant::now() });
     }
 }
 

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, HOST, USER_AGENT};
-use http::{HeaderValue, Request};
-use http_body_util::Full;
+use http::header::{CONNECTION, USER_AGENT};
+use http::{HeaderValue, Method, Uri};
 use tokio::time::timeout;
 
-use super::describe;
+use super::connection::Failed;
 use super::member::Member;
+use super::outgoing::Outgoing;
 use crate::config::ProbeConfig;
 
 /// Looks until it is dropped, the first time at once.
@@ -31,16 +30,15 @@ fn pause(every: Duration, chance: u32) -> Duration {
 }
 
 async fn look(member: &Member, path: Option<&str>) -> Result<(), String> {
-    let mut sender = member.connect().await?;
+    let mut connection = member.connect().await?;
     let Some(path) = path else { return Ok(()) };
-    let mut request = Request::get(path).body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
-    let headers = request.headers_mut();
-    headers.insert(HOST, member.authority.clone());
-    headers.insert(USER_AGENT, HeaderValue::from_static("spigate"));
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    let target = path.parse::<Uri>().map_err(|error| error.to_string())?;
+    let mut request = Outgoing::new(Method::GET, &target, &member.authority);
+    request.header(&USER_AGENT, &HeaderValue::from_static("spigate"));
+    request.header(&CONNECTION, &HeaderValue::from_static("close"));
     // Only the head is read: dropping the rest closes the connection.
-    let reply = sender.send_request(request).await.map_err(|error| describe(&error))?;
-    let status = reply.status();
+    let status = connection.status(request.write().bytes()).await;
+    let status = status.map_err(|(Failed::Unsent(cause) | Failed::Sent(cause))| cause)?;
     if status.is_success() || status.is_redirection() {
         return Ok(());
     }

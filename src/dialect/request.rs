@@ -62,6 +62,17 @@ pub enum Value<'a> {
     },
 }
 
+/// Which documented parameter a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Documented {
+    /// The action.
+    Action,
+    /// A field, by its position in the dialect.
+    Field(usize),
+    /// The time.
+    Time,
+}
+
 /// Why a signed request breaks the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContractError {
@@ -204,16 +215,28 @@ impl SpiRequest {
 
     /// Documented parameters with their values: the action, the dialect's fields in their
     /// order, the time. Without the signature.
-    pub fn documented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = (&'s str, Value<'s>)> {
-        let action = (dialect.action_parameter.as_str(), Value::Text(dialect.actions[self.action].name.as_str()));
-        let fields = dialect.fields.iter().zip(&self.fields).filter_map(|(field, value)| {
+    pub fn values<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = (Documented, Value<'s>)> {
+        let action = (Documented::Action, Value::Text(dialect.actions[self.action].name.as_str()));
+        let fields = self.fields.iter().enumerate().filter_map(|(position, value)| {
             let (place, decoded) = value.as_ref()?;
-            Some((field.name.as_str(), self.value(*place, decoded)))
+            Some((Documented::Field(position), self.value(*place, decoded)))
         });
-        let time = dialect.time.as_ref().zip(self.time).map(|(rule, (place, time))| {
-            (rule.parameter.as_str(), Value::Time { time, text: self.params.value(place) })
-        });
+        let time =
+            self.time.map(|(place, time)| (Documented::Time, Value::Time { time, text: self.params.value(place) }));
         std::iter::once(action).chain(fields).chain(time)
+    }
+
+    /// The same by their names.
+    pub fn documented<'s>(&'s self, dialect: &'s Dialect) -> impl Iterator<Item = (&'s str, Value<'s>)> {
+        self.values(dialect).map(|(parameter, value)| {
+            let name = match parameter {
+                Documented::Action => dialect.action_parameter.as_str(),
+                Documented::Field(field) => dialect.fields[field].name.as_str(),
+                // There is no value without a rule.
+                Documented::Time => dialect.time.as_ref().map_or("", |rule| rule.parameter.as_str()),
+            };
+            (name, value)
+        })
     }
 
     /// Whether there are parameters that nobody documented.

@@ -77,6 +77,7 @@ impl AsFd for Socket {
     }
 }
 
+/// Reads from and writes to whichever variant it is.
 macro_rules! delegate {
     ($type:ty { $($variant:ident),+ }) => {
         impl AsyncRead for $type {
@@ -128,6 +129,8 @@ macro_rules! delegate {
         }
     };
 }
+
+pub(crate) use delegate;
 
 delegate!(Socket { Tcp, Unix });
 

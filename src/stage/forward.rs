@@ -1,11 +1,9 @@
 //! Ninth stop: the call to the backend, and what its failures mean for the order.
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use crate::backend::outgoing::Outgoing;
 use crate::backend::{Backend, CallError, RawReply};
 use crate::delivery::Delivery;
 use crate::rejection::Rejection;
@@ -15,12 +13,8 @@ use crate::telemetry::spans;
 ///
 /// # Errors
 /// The delivery that ended here: *failed* where nothing was sent, else *unconfirmed*.
-pub async fn forward(
-    backend: &Backend,
-    mut request: Request<Full<Bytes>>,
-    deadline: Instant,
-) -> Result<RawReply, Delivery> {
-    let span = spans::backend(&mut request);
+pub async fn forward(backend: &Backend, mut request: Outgoing, deadline: Instant) -> Result<RawReply, Delivery> {
+    let span = spans::backend(&mut request, backend.authority());
     let result = backend.call(request, deadline).instrument(span.clone()).await;
     spans::called(&span, &result);
     result.map_err(delivery_of)

@@ -4,16 +4,15 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
+use crate::backend::outgoing::Outgoing;
 use crate::config::{BackendConfig, PathPart, Route, Send};
 use crate::dialect::Dialect;
-use crate::dialect::request::{SpiRequest, Value};
+use crate::dialect::request::{Documented, SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
 use crate::peer::X_REQUEST_ID;
@@ -119,6 +118,33 @@ fn target_without_values(backend: &BackendConfig, route: &Route) -> Option<Uri> 
     }
 }
 
+/// What headers are put into: the backend's request, or a map for an ingress that sends its own.
+trait Headers {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue);
+    /// Nothing if it is not visible ASCII, which it is.
+    fn put_text(&mut self, name: &HeaderName, text: &str);
+}
+
+impl Headers for Outgoing {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.header(name, value);
+    }
+    fn put_text(&mut self, name: &HeaderName, text: &str) {
+        self.text(name, text);
+    }
+}
+
+impl Headers for HeaderMap {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.insert(name, value.clone());
+    }
+    fn put_text(&mut self, name: &HeaderName, text: &str) {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            self.insert(name, value);
+        }
+    }
+}
+
 /// Builds the backend's request.
 ///
 /// # Errors
@@ -129,51 +155,41 @@ pub fn normalize(
     backend: &BackendConfig,
     checked: &Checked,
     attempt: &Attempt<'_>,
-) -> Result<Request<Full<Bytes>>, http::Error> {
+) -> Result<Outgoing, http::Error> {
     let request = checked.request();
     let action = request.action_index();
     let route = &backend.routes[action];
+    let built;
     let uri = match &app.template.targets[action] {
         // Only JSON has room for undocumented parameters elsewhere than in the query.
-        Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri.clone(),
-        _ => target(app, backend, checked, route)?,
+        Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri,
+        _ => {
+            built = target(app, backend, checked, route)?;
+            &built
+        }
     };
-    let body = match backend.send {
-        Send::Json => Bytes::from(json_body(&app.config.dialect, request)),
-        Send::Headers | Send::Query | Send::Raw => Bytes::new(),
-    };
-    let mut outgoing = Request::new(Full::new(body));
-    *outgoing.method_mut() = route.method.clone();
-    *outgoing.uri_mut() = uri;
-
-    let headers = outgoing.headers_mut();
-    headers.reserve(24);
-    headers.insert(HOST, backend.endpoint.authority.clone());
-    for (name, value) in checked.passed_on() {
-        headers.append(name, value.clone());
-    }
+    let mut outgoing = Outgoing::new(route.method.clone(), uri, &backend.endpoint.authority);
+    pass_on(&mut outgoing, checked.passed_on());
     match backend.send {
         Send::Json => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            outgoing.header(&CONTENT_TYPE, &HeaderValue::from_static("application/json"));
+            outgoing.set_body(json_body(&app.config.dialect, request));
         }
-        Send::Headers => put_params(headers, app, request),
+        Send::Headers => put_params(&mut outgoing, app, request),
         Send::Query | Send::Raw => {}
     }
-    // Ours last, and set rather than added: whatever came before, these win.
-    put_ours(headers, app, checked, attempt)?;
+    // Nothing above has one of these names.
+    put_ours(&mut outgoing, app, checked, attempt);
     Ok(outgoing)
 }
 
 /// The form `headers` alone, whatever the app's backend is sent: what a companion's ingress adds to
 /// the request that it holds. Undocumented parameters are in that one's query.
-///
-/// # Errors
-/// None in practice: an `Idempotency-Key` is visible ASCII.
-pub fn headers(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<HeaderMap, http::Error> {
+pub fn headers(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(24);
     put_params(&mut headers, app, checked.request());
-    put_ours(&mut headers, app, checked, attempt)?;
-    Ok(headers)
+    put_ours(&mut headers, app, checked, attempt);
+    headers
 }
 
 /// What of that can be said of a request that is not believed, for an app that is observed only.
@@ -183,22 +199,24 @@ pub fn headers_of_observed(app: &App, request_id: &HeaderValue) -> HeaderMap {
     headers
 }
 
-fn put_app(headers: &mut HeaderMap, app: &App, request_id: &HeaderValue) {
-    headers.insert(X_SPI_APP, app.template.app.clone());
-    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
-    headers.insert(X_REQUEST_ID, request_id.clone());
+fn put_app(headers: &mut impl Headers, app: &App, request_id: &HeaderValue) {
+    headers.put(&X_SPI_APP, &app.template.app);
+    headers.put(&X_SPI_DIALECT, &app.template.dialect);
+    headers.put(&X_REQUEST_ID, request_id);
 }
 
-fn put_ours(headers: &mut HeaderMap, app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<(), http::Error> {
+fn put_ours(headers: &mut impl Headers, app: &App, checked: &Checked, attempt: &Attempt<'_>) {
     let (dialect, request) = (&*app.config.dialect, checked.request());
-    let action = request.action_index();
     put_app(headers, app, attempt.request_id);
-    headers.insert(X_SPI_ACTION, app.template.actions[action].clone());
-    headers.insert(X_SPI_DEBUG, HeaderValue::from_static(boolean(request.is_debug(dialect))));
-    headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key()].clone());
-    headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
-    headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
-    Ok(())
+    headers.put(&X_SPI_ACTION, &app.template.actions[request.action_index()]);
+    headers.put_text(&X_SPI_DEBUG, boolean(request.is_debug(dialect)));
+    headers.put(&X_SPI_KEY_ID, &app.template.keys[checked.key()]);
+    match attempt.number {
+        // Nearly always.
+        1 => headers.put_text(&X_SPI_ATTEMPT, "1"),
+        number => headers.put_text(&X_SPI_ATTEMPT, &number.to_string()),
+    }
+    headers.put_text(&IDEMPOTENCY_KEY, &attempt.idempotency_key);
 }
 
 /// The request as it came, signature and all, for an app that is observed only: what cannot be
@@ -213,7 +231,7 @@ pub fn as_it_came(
     incoming: &HeaderMap,
     request_id: &HeaderValue,
     client: Option<IpAddr>,
-) -> Result<Request<Full<Bytes>>, http::Error> {
+) -> Result<Outgoing, http::Error> {
     let mut target = backend.path.clone();
     let mut query = Query { target: &mut target, separator: '?' };
     for text in backend.endpoint.query.as_deref().into_iter().chain([received.query()]) {
@@ -221,19 +239,32 @@ pub fn as_it_came(
             query.raw(text);
         }
     }
-    let mut outgoing = Request::new(Full::new(Bytes::new()));
-    *outgoing.uri_mut() = target.parse::<Uri>()?;
-    let headers = outgoing.headers_mut();
-    headers.insert(HOST, backend.endpoint.authority.clone());
-    headers.extend(passed_on(incoming, app, client));
+    let mut outgoing = Outgoing::new(Method::GET, &target.parse()?, &backend.endpoint.authority);
+    let mut headers = passed_on(incoming, app, client);
     if let Some(name) = &app.config.dialect.signature.header {
         headers.remove(name);
         for signature in incoming.get_all(name) {
             headers.append(name, signature.clone());
         }
     }
-    put_app(headers, app, request_id);
+    pass_on(&mut outgoing, &headers);
+    put_app(&mut outgoing, app, request_id);
     Ok(outgoing)
+}
+
+/// Adds headers that are passed on, but none that could pose as ours, as whoever wrote a dialect
+/// may have named its signature; those of a trace stay where they can be changed.
+fn pass_on(outgoing: &mut Outgoing, headers: &HeaderMap) {
+    let is_ours = |name: &HeaderName| {
+        name.as_str().starts_with("x-spi-") || [HOST, CONTENT_TYPE, X_REQUEST_ID, IDEMPOTENCY_KEY].contains(name)
+    };
+    for (name, value) in headers.iter().filter(|(name, _)| !is_ours(name)) {
+        if name == TRACEPARENT || name == TRACESTATE {
+            outgoing.traced_mut().append(name, value.clone());
+        } else {
+            outgoing.header(name, value);
+        }
+    }
 }
 
 /// The incoming headers that a backend may see: a short list, so that nothing can pose as ours.
@@ -353,24 +384,23 @@ impl Query<'_> {
     }
 }
 
-fn put_params(headers: &mut HeaderMap, app: &App, request: &SpiRequest) {
+/// Each documented parameter as a header: visible ASCII.
+fn put_params(headers: &mut impl Headers, app: &App, request: &SpiRequest) {
     let dialect = &*app.config.dialect;
-    for (name, value) in request.documented(dialect) {
-        let header = match dialect.field_index(name) {
-            Some(field) => &app.template.fields[field],
-            None if name == dialect.action_parameter => &app.template.action_param,
-            None => &app.template.time_param,
+    for (place, value) in request.values(dialect) {
+        let header = match place {
+            Documented::Action => &app.template.action_param,
+            Documented::Field(field) => &app.template.fields[field],
+            Documented::Time => &app.template.time_param,
         };
-        let text: Cow<'_, str> = match value {
+        match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
-            Value::Object(document) => json::ascii(document),
+            Value::Object(document) => headers.put_text(header, &json::ascii(document)),
             // Most values need no encoding; a look at a table is cheaper than the encoder's.
-            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => as_text(&value).into(),
-            value => utf8_percent_encode(as_text(&value), HEADER).into(),
-        };
-        // Both are visible ASCII by now.
-        if let Ok(text) = HeaderValue::from_str(&text) {
-            headers.insert(header, text);
+            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => {
+                headers.put_text(header, as_text(&value));
+            }
+            value => headers.put_text(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
         }
     }
 }

@@ -4,12 +4,13 @@
 //! attributes are OpenTelemetry's semantic conventions where those have one. Nothing of a query
 //! or a body is among them.
 
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response};
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
 use super::traces;
 use crate::access_log;
+use crate::backend::outgoing::Outgoing;
 use crate::backend::{CallError, RawReply};
 use crate::delivery::Outcome;
 use crate::exchange::Exchange;
@@ -101,21 +102,20 @@ pub fn claim() -> Span {
 }
 
 /// A call of the backend, whose request names it as its parent where it is traced.
-pub fn backend<B>(request: &mut Request<B>) -> Span {
-    let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
-    let host = host.and_then(|host| http::uri::Authority::try_from(host).ok());
+pub fn backend(request: &mut Outgoing, host: Option<&HeaderValue>) -> Span {
+    let host = || host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
     let span = debug_span!(
         "backend",
         otel.kind = "client",
         otel.name = request.method().as_str(),
         otel.status_code = Empty,
         http.request.method = request.method().as_str(),
-        server.address = host.as_ref().map(http::uri::Authority::host),
-        server.port = host.as_ref().and_then(http::uri::Authority::port_u16),
+        server.address = host().as_ref().map(http::uri::Authority::host),
+        server.port = host().as_ref().and_then(http::uri::Authority::port_u16),
         http.response.status_code = Empty,
         "error.type" = Empty,
     );
-    traces::hand_on(&span, request.headers_mut());
+    traces::hand_on(&span, request.traced_mut());
     span
 }
 

@@ -14,6 +14,8 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
@@ -232,7 +234,10 @@ impl HttpClient for Collector {
 
 /// One request on a connection of its own: there is one in seconds.
 async fn send(dialer: &Dialer, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
-    let mut sender = dialer.connect().await?;
+    let stream = TokioIo::new(dialer.connect().await?);
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(|error| describe(&error))?;
+    // Ends with its sender; its error reaches the caller through that.
+    tokio::spawn(connection);
     let answer = sender.send_request(request).await.map_err(|error| describe(&error))?;
     let (head, body) = answer.into_parts();
     let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| error.to_string())?;

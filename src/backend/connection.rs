@@ -1,0 +1,190 @@
+//! A connection to one URL of a backend, and one request on it at a time.
+//!
+//! It has no task of its own: whoever sends a request polls the connection, too. So a reply wakes
+//! that one task, once, and what is dropped in the middle of a request is closed.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_fn;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+
+use super::RawReply;
+use super::dial::Stream;
+use super::reply::{ChunkError, Chunks, Framing, Head, HeadReader, MAX_HEAD};
+
+/// Room for a read: more than most replies need.
+const READ: usize = 4 * 1024;
+/// Room for a read of the rest of a long reply.
+const LONG_READ: usize = 64 * 1024;
+
+/// See the module.
+pub(crate) struct Connection {
+    stream: Stream,
+}
+
+/// How a request on a connection failed.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// Not a byte of it was written.
+    Unsent(String),
+    /// The backend may have seen it.
+    Sent(String),
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream }
+    }
+
+    /// Whether the backend has kept it open and silent, as far as the runtime was told. Bytes that
+    /// nobody asked for would be taken for the next reply.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        // Nobody waits: whoever sends the next request polls again.
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+
+    /// Sends a request and reads the whole reply, with a body of at most `limit` bytes. Also whether
+    /// the connection may be used again.
+    pub(super) async fn exchange(&mut self, request: &[u8], limit: usize) -> Result<(RawReply, bool), Failed> {
+        let mut bytes = BytesMut::with_capacity(READ);
+        let is_whole = self.send(request, &mut bytes).await?;
+        let (head, body, rest) = self.receive(bytes, limit).await.map_err(Failed::Sent)?;
+        let Head { status, content_type, content_encoding, keeps_open, .. } = head;
+        // A backend that has answered half a request would take the other half for the next one.
+        let may_go_on = keeps_open && is_whole && rest == 0;
+        Ok((RawReply { status, content_type, content_encoding, body }, may_go_on))
+    }
+
+    /// Sends a request and reads the reply's head only.
+    pub(super) async fn status(&mut self, request: &[u8]) -> Result<http::StatusCode, Failed> {
+        let mut bytes = BytesMut::with_capacity(READ);
+        self.send(request, &mut bytes).await?;
+        self.head(&mut bytes).await.map(|head| head.status).map_err(Failed::Sent)
+    }
+
+    /// Writes a request. Whether it was written whole: a backend may answer before it has read all,
+    /// and then what it said is in `early`.
+    async fn send(&mut self, request: &[u8], early: &mut BytesMut) -> Result<bool, Failed> {
+        let mut written = 0;
+        poll_fn(|context| {
+            while written < request.len() {
+                match Pin::new(&mut self.stream).poll_write(context, &request[written..]) {
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(Err(self.failed(written, &io::ErrorKind::WriteZero.into())));
+                    }
+                    Poll::Ready(Ok(length)) => written += length,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.failed(written, &error))),
+                    Poll::Pending => return self.poll_early(context, early),
+                }
+            }
+            match Pin::new(&mut self.stream).poll_flush(context) {
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(written, &error))),
+                Poll::Pending => self.poll_early(context, early),
+            }
+        })
+        .await
+    }
+
+    /// Looks whether a reply comes although the request is not written yet.
+    fn poll_early(&mut self, context: &mut Context<'_>, early: &mut BytesMut) -> Poll<Result<bool, Failed>> {
+        let mut space = [0; 512];
+        let mut space = ReadBuf::new(&mut space);
+        match Pin::new(&mut self.stream).poll_read(context, &mut space) {
+            Poll::Ready(Ok(())) if space.filled().is_empty() => Poll::Ready(Err(Failed::Sent(CLOSED.into()))),
+            Poll::Ready(Ok(())) => {
+                early.extend_from_slice(space.filled());
+                Poll::Ready(Ok(false))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failed::Sent(error.to_string()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn failed(&self, written: usize, error: &io::Error) -> Failed {
+        // TLS may have sent some of what it says it could not write.
+        if written == 0 && matches!(self.stream, Stream::Plain(_)) {
+            Failed::Unsent(error.to_string())
+        } else {
+            Failed::Sent(error.to_string())
+        }
+    }
+
+    /// Reads the whole reply: its head, its body, and how many bytes came behind it.
+    async fn receive(&mut self, mut bytes: BytesMut, limit: usize) -> Result<(Head, Bytes, usize), String> {
+        let head = self.head(&mut bytes).await?;
+        let over_long = || format!("the reply is longer than {limit} bytes");
+        let body = match head.framing {
+            Framing::Length(length) => {
+                let length = usize::try_from(length).ok().filter(|&length| length <= limit).ok_or_else(over_long)?;
+                while bytes.len() < length {
+                    let missing = length - bytes.len();
+                    self.read(&mut bytes, missing).await?;
+                }
+                // Nearly every reply came in one read, and is passed on without a copy.
+                bytes.split_to(length).freeze()
+            }
+            Framing::Chunked => {
+                let mut chunks = Chunks::new(limit);
+                loop {
+                    let taken = chunks.feed(&bytes).map_err(|error| match error {
+                        ChunkError::Broken(what) => what.to_owned(),
+                        ChunkError::TooLong => over_long(),
+                    })?;
+                    let _ = bytes.split_to(taken);
+                    match chunks.finish() {
+                        Some(body) => break body.into(),
+                        None => self.read(&mut bytes, LONG_READ).await?,
+                    }
+                }
+            }
+            Framing::UntilClosed => {
+                while self.read_some(&mut bytes, LONG_READ).await? > 0 {
+                    if bytes.len() > limit {
+                        return Err(over_long());
+                    }
+                }
+                if bytes.len() > limit {
+                    return Err(over_long());
+                }
+                bytes.split().freeze()
+            }
+        };
+        Ok((head, body, bytes.len()))
+    }
+
+    /// Reads the head, and leaves in `bytes` what came behind it.
+    async fn head(&mut self, bytes: &mut BytesMut) -> Result<Head, String> {
+        let mut reader = HeadReader::default();
+        if bytes.is_empty() {
+            self.read(bytes, READ).await?;
+        }
+        loop {
+            if let Some(head) = reader.read(bytes)? {
+                let _ = bytes.split_to(head.length);
+                return Ok(head);
+            }
+            self.read(bytes, MAX_HEAD).await?;
+        }
+    }
+
+    /// Reads more, of about `expected` bytes; the end of the connection is an error.
+    async fn read(&mut self, bytes: &mut BytesMut, expected: usize) -> Result<(), String> {
+        if self.read_some(bytes, expected).await? > 0 { Ok(()) } else { Err(CLOSED.into()) }
+    }
+
+    async fn read_some(&mut self, bytes: &mut BytesMut, expected: usize) -> Result<usize, String> {
+        if bytes.capacity() == bytes.len() {
+            // Room grows with what has come, not with what was promised.
+            bytes.reserve(expected.min(LONG_READ).min(bytes.len().max(READ)));
+        }
+        self.stream.read_buf(bytes).await.map_err(|error| error.to_string())
+    }
+}
+
+const CLOSED: &str = "the backend closed the connection before the end of its reply";
