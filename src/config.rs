@@ -4,6 +4,7 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod admin;
 pub mod backend;
 pub mod effective;
 pub mod endpoint;
@@ -19,7 +20,6 @@ pub mod telemetry;
 pub mod units;
 pub mod validate;
 
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use jiff::Timestamp;
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+use admin::AdminConfig;
 pub use backend::{
     Address, BackendConfig, BackendTls, CircuitConfig, ClientIdentity, CountedFailures, Endpoint, PathPart,
     ProbeConfig, Route, Send,
@@ -48,7 +49,7 @@ pub struct Config {
     /// The public listeners; the first is `[listen]`.
     pub listeners: Vec<ListenConfig>,
     /// The admin listener.
-    pub admin: SocketAddr,
+    pub admin: AdminConfig,
     /// Logging.
     pub log: LogConfig,
     /// Traces.

@@ -96,7 +96,7 @@ impl Fixed {
             listeners: listeners
                 .map(|listener| (listener.name.clone(), listener.address.clone(), listener.tls.is_some()))
                 .collect(),
-            admin: config.admin,
+            admin: config.admin.address,
             journal: config.journal.location.clone(),
             lease: config.journal.lease,
             format: config.log.format,

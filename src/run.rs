@@ -65,8 +65,8 @@ impl Instance {
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
             public.push((listener, address, name, tls));
         }
-        let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
-        let private = TcpListener::bind(config.admin).await.map_err(wrong)?;
+        let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin.address), &error);
+        let private = TcpListener::bind(config.admin.address).await.map_err(wrong)?;
         let admin = private.local_addr().map_err(wrong)?;
         let listen = public.first().map(|(_, address, ..)| address.clone()).ok_or("there is no public listener")?;
 
@@ -107,6 +107,7 @@ impl Instance {
             levels,
             dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
             requests: tokio::runtime::Handle::current(),
+            address: admin,
         });
         admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
         let places = Places::default();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 
 use crate::app::App;
+use crate::config::admin::AdminConfig;
 use crate::config::listen::{Address, ListenConfig};
 use crate::config::{Config, Limits, ShutdownConfig};
 use crate::failures::Failures;
@@ -33,6 +34,8 @@ pub struct Served {
     pub shutdown: ShutdownConfig,
     /// How long a recorded expire or delete is replayed.
     pub lifecycle_replay: SignedDuration,
+    /// Who may look at the admin listener.
+    pub admin: AdminConfig,
 }
 
 /// Who is believed at a public listener.
@@ -96,6 +99,7 @@ impl Served {
             limits: config.limits,
             shutdown: config.shutdown,
             lifecycle_replay: config.journal.lifecycle_replay,
+            admin: config.admin.clone(),
         })
     }
 }

@@ -18,7 +18,7 @@ pub struct RawConfig {
     pub listen: RawListen,
     /// Further listeners, each with the keys of `[listen]`.
     pub listeners: Vec<RawListen>,
-    /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
+    /// Where operators and monitoring look: /livez, /readyz, /metrics, and the journal page.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
     pub log: RawLog,
@@ -83,11 +83,18 @@ pub struct RawCertificate {
 pub struct RawAdmin {
     /// Address and port.
     pub address: String,
+    /// What one has to show to see more than /livez, /readyz and /metrics. Off loopback nothing more
+    /// is shown without it.
+    pub token: Option<RawSecret>,
+    /// Names, without a port, by which a browser may come; addresses and localhost always may.
+    pub hosts: Strings,
+    /// Whether the journal can only be looked at: no decisions, no other log level.
+    pub read_only: Flag,
 }
 
 impl Default for RawAdmin {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9090".into() }
+        Self { address: "127.0.0.1:9090".into(), token: None, hosts: Strings::default(), read_only: Flag(false) }
     }
 }
 
