@@ -12,6 +12,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 use jiff::{SignedDuration, Timestamp};
+use prometheus::core::Metric as _;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
@@ -164,6 +165,20 @@ fn percentile(sorted: &[i64], percent: usize) -> Option<i64> {
     sorted.get(rank - 1).copied()
 }
 
+/// The least bound of a histogram that half of what it counted is not beyond.
+fn median_bound(histogram: &prometheus::Histogram) -> Option<f64> {
+    let counted = histogram.metric();
+    let counted = counted.get_histogram();
+    let half = counted.get_sample_count().div_ceil(2);
+    let holds_half = |bucket: &&prometheus::proto::Bucket| half > 0 && bucket.cumulative_count() >= half;
+    counted
+        .get_bucket()
+        .iter()
+        .find(holds_half)
+        .map(prometheus::proto::Bucket::upper_bound)
+        .filter(|bound| bound.is_finite())
+}
+
 // What programs get.
 
 #[derive(Serialize)]
@@ -217,8 +232,9 @@ struct AppState {
     hour: Tally,
     day: Tally,
     backend_ms: Option<BackendTimes>,
-    /// Mean age of verified requests, in seconds, since the start of this process.
-    skew_seconds: Option<f64>,
+    /// At most so many seconds old were half of the requests verified since the start of this process;
+    /// `null` for more than the histogram tells apart, or none.
+    skew_at_most_seconds: Option<f64>,
     keys: Vec<KeyState>,
 }
 
@@ -278,9 +294,6 @@ impl Overview {
                 let counted = known.and_then(|known| known.apps.get(&app.config.name));
                 let took = counted.map(|counted| counted.took.as_slice()).unwrap_or_default();
                 let times = percentile(took, 50).zip(percentile(took, 95));
-                let (sum, count) = (app.metrics.skew.get_sample_sum(), app.metrics.skew.get_sample_count());
-                #[allow(clippy::cast_precision_loss, reason = "a mean for people")]
-                let skew = (count > 0).then(|| (sum / count as f64 * 1_000.0).round() / 1_000.0);
                 let key = |(key, verified): (&crate::config::KeyConfig, &prometheus::IntCounter)| KeyState {
                     id: key.id.clone(),
                     active: key.active,
@@ -293,7 +306,7 @@ impl Overview {
                     hour: counted.map(|counted| counted.hour).unwrap_or_default(),
                     day: counted.map(|counted| counted.day).unwrap_or_default(),
                     backend_ms: times.map(|(median, percentile_95)| BackendTimes { median, percentile_95 }),
-                    skew_seconds: skew,
+                    skew_at_most_seconds: median_bound(&app.metrics.skew),
                     keys: app.config.keys.iter().zip(&app.metrics.verifications).map(key).collect(),
                 }
             })
@@ -518,7 +531,7 @@ fn app_row(words: &'static Words, app: &AppState) -> AppRow {
             (true, true) => words.key_active,
             (true, false) => words.key_not_now,
         },
-        used: format!("{} {}", key.verifications, words.key_used),
+        used: format!("{} {}×", words.key_used, key.verifications),
     };
     let latency_of =
         |times: BackendTimes| format!("{} / {}", latency(Some(times.median)), latency(Some(times.percentile_95)));
@@ -530,7 +543,7 @@ fn app_row(words: &'static Words, app: &AppState) -> AppRow {
         confirmed: share(app.day.confirmed, ended),
         refused: share(app.day.refused, ended),
         latency: app.backend_ms.map_or_else(|| "–".to_owned(), latency_of),
-        skew: app.skew_seconds.map_or_else(|| "–".to_owned(), |skew| format!("{skew:.1} s")),
+        skew: app.skew_at_most_seconds.map_or_else(|| "–".to_owned(), |skew| format!("≤ {skew} s")),
         keys: app.keys.iter().map(key).collect(),
     }
 }

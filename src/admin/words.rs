@@ -171,12 +171,12 @@ words! {
     failed_or_unconfirmed: "failed or unconfirmed", "失败或未确认";
     now: "now", "现在";
     apps: "Apps", "应用";
-    skew: "Clock skew, mean", "时钟偏差（平均）";
+    skew: "Clock skew, median", "时钟偏差（中位数）";
     keys: "Keys", "密钥";
     key_active: "active", "启用";
     key_retired: "retired", "停用";
     key_not_now: "not valid now", "当前无效";
-    key_used: "times used", "次验签";
+    key_used: "used", "已用";
     only_observed: "only observed", "仅观察";
     this_gateway: "This gateway", "本网关";
     version: "Version", "版本";
