@@ -4,6 +4,7 @@
 //! and dialects. [`load`] goes from texts to one or the other's problems, all of them, each
 //! with its path and place. It is the only reader of configuration.
 
+pub mod admin;
 pub mod backend;
 pub mod companion;
 pub mod effective;
@@ -20,7 +21,6 @@ pub mod telemetry;
 pub mod units;
 pub mod validate;
 
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use jiff::Timestamp;
 use crate::dialect::Dialect;
 use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
+use admin::AdminConfig;
 pub use backend::{
     Address, BackendConfig, BackendTls, CircuitConfig, ClientIdentity, CountedFailures, Endpoint, PathPart,
     ProbeConfig, Route, Send,
@@ -52,7 +53,7 @@ pub struct Config {
     /// Where an ingress asks, if one may.
     pub companion: Option<CompanionConfig>,
     /// The admin listener.
-    pub admin: SocketAddr,
+    pub admin: AdminConfig,
     /// Logging.
     pub log: LogConfig,
     /// Traces.

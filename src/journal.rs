@@ -4,7 +4,8 @@
 //! - `entry.rs`: what is recorded of one (data)
 //! - `machine.rs`: what may become of it (pure)
 //! - `outcome.rs`: between the gateway's words and the journal's (pure)
-//! - `visit.rs`, `view.rs`, `redact.rs`: for those who look at it from outside
+//! - `visit.rs`, `view.rs`, `redact.rs`, `select.rs`, `resolve.rs`: for those who look at it, and
+//!   decide what only they know
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
 //! - `vault.rs`: replies at rest are sealed
 //! - `health.rs`: whether the journal can be used
@@ -22,8 +23,10 @@ pub mod outcome;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod redact;
+pub mod resolve;
 pub mod retention;
 pub mod running;
+pub mod select;
 pub mod sqlite;
 pub mod store;
 pub mod vault;
@@ -38,6 +41,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use prometheus::IntGaugeVec;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
@@ -51,10 +55,13 @@ use health::Health;
 use key::DeliveryKey;
 use machine::{Claimed, Finished};
 use memory::MemoryStore;
+use resolve::{Author, Refused, Resolver, Verdict};
 use running::RunningClaim;
+use select::NotFound;
 use sqlite::SqliteStore;
-use store::{Answer, Store, Unavailable};
+use store::{Answer, Brief, Browsed, Counts, Filter, Record, Store, Unavailable};
 use vault::{LockedOut, Opened, Vault};
+use view::Reply;
 
 /// The journal of a serving process.
 pub struct Journal {
@@ -79,7 +86,8 @@ pub struct Journal {
 }
 
 /// What is counted and timed.
-const OPERATIONS: [&str; 9] = ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "close"];
+const OPERATIONS: [&str; 11] =
+    ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "browse", "resolve", "close"];
 /// How often old replies and deliveries are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How often the journal is tried while nothing is wrong.
@@ -272,6 +280,88 @@ impl Journal {
             set(&self.metrics.unconfirmed_deliveries, known.map(|counts| counts.unconfirmed));
             set(&self.metrics.unanswered_deliveries, known.map(|counts| counts.unanswered));
         }
+    }
+
+    /// How many deliveries of each app wait for something.
+    ///
+    /// # Errors
+    /// The journal is down.
+    pub async fn counts(&self) -> Result<Vec<Counts>, Unavailable> {
+        self.health.check()?;
+        self.timed("count", self.store.counts()).await
+    }
+
+    /// Lists what fits, in bounded time.
+    ///
+    /// # Errors
+    /// The journal is down.
+    pub async fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Result<Browsed, Unavailable> {
+        self.health.check()?;
+        self.timed("browse", self.store.browse(filter, cursor, limit)).await
+    }
+
+    /// What became of the latest deliveries since a time.
+    ///
+    /// # Errors
+    /// The journal is down.
+    pub async fn recent(&self, since: Timestamp, most: usize) -> Result<Vec<Brief>, Unavailable> {
+        self.health.check()?;
+        self.timed("browse", self.store.recent(since, most)).await
+    }
+
+    /// The one delivery whose id begins so, and its reply without credentials.
+    ///
+    /// # Errors
+    /// There is none, or more than one; or the journal is down.
+    pub async fn find(&self, id: &str) -> Result<(Record, Reply), NotFound> {
+        self.health.check()?;
+        let found = Box::pin(async {
+            match select::find(&*self.store, id).await {
+                Err(NotFound::Unavailable(unavailable)) => Err(unavailable),
+                Err(error) => Ok(Err(error)),
+                Ok(record) => {
+                    let reply = Reply::of(&*self.store, &self.vault, &record.entry, false).await?;
+                    Ok(Ok((record, reply)))
+                }
+            }
+        });
+        self.timed("browse", found).await?
+    }
+
+    /// Records what an operator decided; says what happens next.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn resolve(
+        &self,
+        app: &(dyn Fn(&str) -> Option<AppConfig> + Send + Sync),
+        id: &str,
+        verdict: Verdict,
+        author: Author,
+    ) -> Result<(Entry, String), Refused> {
+        self.health.check()?;
+        let resolver = Resolver { app, store: &*self.store, vault: &self.vault };
+        let resolved = Box::pin(async {
+            match resolver.resolve(id, verdict, author, clock::now()).await {
+                Err(Refused::Unavailable(unavailable)) => Err(unavailable),
+                resolved => Ok(resolved),
+            }
+        });
+        self.timed("resolve", resolved).await?
+    }
+
+    /// What keeps it: `memory`, `sqlite` or `postgres`.
+    pub fn kind(&self) -> &'static str {
+        match self.config.read().unwrap_or_else(PoisonError::into_inner).location {
+            Location::Memory => "memory",
+            Location::Sqlite(_) => "sqlite",
+            Location::Postgres(_) => "postgres",
+        }
+    }
+
+    /// The apps whose replies cannot all be opened.
+    pub fn locked_out(&self) -> Vec<LockedOut> {
+        self.locked_out.borrow().clone()
     }
 
     /// Keeps the journal in order for as long as the process lives: tries it, keeps the lease,

@@ -7,11 +7,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::ser::Formatter;
+use serde::ser::Serialize;
+use serde_json::ser::{Formatter, Serializer};
 
 /// Why a document was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +191,28 @@ impl Formatter for Inert {
         }
         writer.write_all(&fragment.as_bytes()[plain..])
     }
+}
+
+/// JSON in one line, with control characters escaped that JSON itself would let pass.
+pub fn to_text(value: &impl Serialize) -> String {
+    let mut text = Vec::new();
+    // Texts, numbers and lists always serialize.
+    let _ = value.serialize(&mut Serializer::with_formatter(&mut text, Inert));
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// JSON over several lines; its texts are as inert as those of [`to_text`].
+pub fn to_lines(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
+        if char != '\n' && is_unseen(char) {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "\\u{:04x}", u32::from(char));
+        } else {
+            out.push(char);
+        }
+        out
+    })
 }
 
 /// One value of the document, on its way through serde.

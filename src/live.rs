@@ -100,7 +100,7 @@ impl Fixed {
                 .map(|listener| (listener.name.clone(), listener.address.clone(), listener.tls.is_some()))
                 .collect(),
             companion: config.companion.as_ref().map(|companion| companion.address),
-            admin: config.admin,
+            admin: config.admin.address,
             journal: config.journal.location.clone(),
             lease: config.journal.lease,
             format: config.log.format,

@@ -80,10 +80,10 @@ impl Instance {
             let address = listener.address().map_err(|error| wrong(&error))?;
             companion = Some((listener, address));
         }
-        let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
-        let private = match inherited.tcp(config.admin) {
+        let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin.address), &error);
+        let private = match inherited.tcp(config.admin.address) {
             Some(socket) => TcpListener::from_std(socket),
-            None => TcpListener::bind(config.admin).await,
+            None => TcpListener::bind(config.admin.address).await,
         };
         let private = private.map_err(wrong)?;
         let admin = private.local_addr().map_err(wrong)?;
@@ -130,6 +130,7 @@ impl Instance {
             levels,
             dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
             requests: tokio::runtime::Handle::current(),
+            address: admin,
         });
         admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
         let places = Places::default();

@@ -11,6 +11,7 @@ use jiff::SignedDuration;
 
 use crate::app::App;
 use crate::companion::COMPANION;
+use crate::config::admin::AdminConfig;
 use crate::config::listen::{Address, ListenConfig};
 use crate::config::{CompanionConfig, Config, Limits, ShutdownConfig};
 use crate::failures::Failures;
@@ -35,6 +36,8 @@ pub struct Served {
     pub shutdown: ShutdownConfig,
     /// How long a recorded expire or delete is replayed.
     pub lifecycle_replay: SignedDuration,
+    /// Who may look at the admin listener.
+    pub admin: AdminConfig,
 }
 
 /// Who is believed at a listener.
@@ -126,6 +129,7 @@ impl Served {
             limits: config.limits,
             shutdown: config.shutdown,
             lifecycle_replay: config.journal.lifecycle_replay,
+            admin: config.admin.clone(),
         })
     }
 }

@@ -131,6 +131,10 @@ impl Demo {
             gateway.admin
         ));
         terminal::say(&format!(
+            "\nWhat became of each order, and what waits for a decision: the journal page\nhttp://{}/",
+            gateway.admin
+        ));
+        terminal::say(&format!(
             "\nThe purchase once more, signed anew and good for five minutes; the journal answers it:\n{}",
             curl_of(&again, Placement::Query)
         ));
@@ -304,7 +308,7 @@ fn configuration(dialect: &Dialect, listen: &str, backend: &str, secret: &str) -
         let _ = write!(
             text,
             "[[apps]]\nname = \"{name}\"\npath = \"{path}\"\ndialect = {}\nkeys = [{{ id = \"{name}\", value = {} }}]\n\
-             [apps.freshness]\nmax_age = \"{max_age}\"\n[apps.backend]\nurl = \"{backend}{target}\"\n\
+             on_unconfirmed = \"hold\"\n[apps.freshness]\nmax_age = \"{max_age}\"\n[apps.backend]\nurl = \"{backend}{target}\"\n\
              answer_within = \"{}\"\nconnect_timeout = \"1s\"\n",
             quote(&dialect.name),
             quote(key),

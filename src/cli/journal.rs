@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
-use serde_json::Serializer;
 
 use super::{Failure, load_config};
 use crate::config::Config;
@@ -97,17 +96,9 @@ enum Format {
     Json,
 }
 
-/// JSON in one line, with control characters escaped that JSON itself would let pass.
-fn to_json(value: &impl Serialize) -> String {
-    let mut text = Vec::new();
-    // Texts, numbers and lists always serialize.
-    let _ = value.serialize(&mut Serializer::with_formatter(&mut text, json::Inert));
-    String::from_utf8(text).unwrap_or_default()
-}
-
 /// An array with an element a line.
 fn to_json_array(elements: impl IntoIterator<Item = impl Serialize>) -> String {
-    let lines = elements.into_iter().map(|element| to_json(&element)).collect::<Vec<_>>();
+    let lines = elements.into_iter().map(|element| json::to_text(&element)).collect::<Vec<_>>();
     if lines.is_empty() { "[]".to_owned() } else { format!("[\n{}\n]", lines.join(",\n")) }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write as _};
 
-use crate::json;
+pub use crate::plain::{plain, plain_lines};
 
 /// Prints a line to standard output.
 pub fn say(line: &str) {
@@ -22,21 +22,4 @@ pub fn write(line: &str) -> io::Result<()> {
 /// Prints a message to standard error.
 pub fn complain(message: &str) {
     let _ = writeln!(anstream::stderr(), "{message}");
-}
-
-/// Text from elsewhere, with everything that could move a cursor or hide text escaped.
-pub fn plain(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
-        if json::is_unseen(char) {
-            out.extend(char.escape_default());
-        } else {
-            out.push(char);
-        }
-        out
-    })
-}
-
-/// The same for text of several lines of our own.
-pub fn plain_lines(text: &str) -> String {
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }

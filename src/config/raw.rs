@@ -20,7 +20,7 @@ pub struct RawConfig {
     pub listeners: Vec<RawListen>,
     /// Where an ingress asks whether a request may pass. Off, unless it has both keys.
     pub companion: RawCompanion,
-    /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
+    /// Where operators and monitoring look: /livez, /readyz, /metrics, and the journal page.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
     pub log: RawLog,
@@ -95,11 +95,18 @@ pub struct RawCompanion {
 pub struct RawAdmin {
     /// Address and port.
     pub address: String,
+    /// What one has to show to see more than /livez, /readyz and /metrics. Off loopback nothing more
+    /// is shown without it.
+    pub token: Option<RawSecret>,
+    /// Names, without a port, by which a browser may come; addresses and localhost always may.
+    pub hosts: Strings,
+    /// Whether the journal can only be looked at: no decisions, no other log level.
+    pub read_only: Flag,
 }
 
 impl Default for RawAdmin {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9090".into() }
+        Self { address: "127.0.0.1:9090".into(), token: None, hosts: Strings::default(), read_only: Flag(false) }
     }
 }
 

@@ -43,13 +43,14 @@ impl<'s> Validator<'s> {
     fn config(&mut self, raw: &RawConfig) -> Result<Config, Vec<Problem>> {
         let dialects = self.dialects(raw.dialect_dir.as_deref());
         let listeners = self.listeners(&raw.listen, &raw.listeners);
-        let admin = self.address("admin.address", &raw.admin.address);
-        if let Some(admin) = admin.filter(|address| address.port() != 0)
+        let admin = self.admin(&raw.admin);
+        let admin_address = admin.as_ref().map(|admin| admin.address);
+        if let Some(admin) = admin_address.filter(|address| address.port() != 0)
             && listeners.iter().any(|listener| listener.address == Address::Tcp(admin))
         {
             self.problem("admin.address", "must not be a public listener's address");
         }
-        let companion = self.companion(&raw.companion, &listeners, admin);
+        let companion = self.companion(&raw.companion, &listeners, admin_address);
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -397,7 +398,7 @@ pub(super) fn is_path(path: &str) -> bool {
         && path.parse::<http::uri::PathAndQuery>().is_ok()
 }
 
-fn is_host(host: &str) -> bool {
+pub(super) fn is_host(host: &str) -> bool {
     let authority = host.parse::<http::uri::Authority>();
     authority.is_ok_and(|authority| authority.port().is_none() && authority.host() == host && !host.contains('@'))
 }

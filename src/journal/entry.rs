@@ -252,6 +252,10 @@ pub struct OperatorDecision {
     pub at: Timestamp,
     /// The message that copies of a failed delivery are refused with.
     pub message: Option<String>,
+    /// Who decided, as they call themselves.
+    pub by: Option<String>,
+    /// Why.
+    pub why: Option<String>,
 }
 
 /// A sealed text and the data key that opens it.

@@ -321,6 +321,24 @@ pub enum Resolution {
     Settled,
 }
 
+/// A decision, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Ruling {
+    /// The decision.
+    pub resolution: Resolution,
+    /// Who decides, as they call themselves.
+    pub by: Option<String>,
+    /// Why.
+    pub why: Option<String>,
+}
+
+/// One that nobody put a name to.
+impl From<Resolution> for Ruling {
+    fn from(resolution: Resolution) -> Self {
+        Self { resolution, by: None, why: None }
+    }
+}
+
 /// Why the operator cannot decide that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unresolvable {
@@ -342,9 +360,10 @@ pub fn resolve(
     mut entry: Entry,
     lapsed: bool,
     taken: bool,
-    resolution: &Resolution,
+    ruling: &Ruling,
     now: Timestamp,
 ) -> Result<(Entry, Change), Unresolvable> {
+    let Ruling { resolution, by, why } = ruling;
     let mut change = Change { entry: true, ..Change::default() };
     match (entry.state, resolution) {
         (State::Running, Resolution::Settled) => return Err(Unresolvable::NotDone),
@@ -382,10 +401,14 @@ pub fn resolve(
             entry.state = State::Closed;
             ("failed", Some(message.clone()))
         }
-        Resolution::Settled => ("settled", None),
+        Resolution::Settled => {
+            entry.answered_at.get_or_insert(now);
+            ("settled", None)
+        }
     };
     entry.changed_at = now;
-    entry.decision = Some(OperatorDecision { what: what.to_owned(), at: now, message });
+    let (by, why) = (by.clone(), why.clone());
+    entry.decision = Some(OperatorDecision { what: what.to_owned(), at: now, message, by, why });
     Ok((entry, change))
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::entry::{Ask, Attempt, End, Entry, Lifecycle, State};
 use super::key::{DeliveryKey, Origin};
-use super::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Step};
+use super::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Ruling, Step};
 use super::store::{
     Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
 };
@@ -199,14 +199,14 @@ impl Archive for MemoryStore {
         at_once(before.filter(|record| filter.fits(record)).take(limit).cloned().collect())
     }
 
-    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+    fn resolve(&self, key: DeliveryKey, ruling: Ruling, now: Timestamp) -> Answer<'_, Option<Resolved>> {
         let mut tables = self.tables();
         let Some(entry) = tables.entry(&key) else { return at_once(None) };
-        let taken = match &resolution {
+        let taken = match &ruling.resolution {
             Resolution::Done { instance_id: Some(id), .. } => tables.is_taken(&entry.app, id, entry.origin),
             _ => false,
         };
-        at_once(Some(machine::resolve(entry, false, taken, &resolution, now).map(|(entry, change)| {
+        at_once(Some(machine::resolve(entry, false, taken, &ruling, now).map(|(entry, change)| {
             tables.write(&entry, change);
             entry
         })))

@@ -10,10 +10,11 @@
 //! - `target.rs`: the server that the URL names; `failure.rs`: what its errors mean
 //! - `schema.rs`: the tables; `rows.rs`: entries as rows; `statement.rs`: how one is put together
 //! - `database.rs`: runs statements
-//! - `claim.rs`, `finish.rs`, `archive.rs`, `keys.rs`: what a store does; `write.rs`: how it writes
+//! - `claim.rs`, `finish.rs`, `archive.rs`, `browse.rs`, `keys.rs`: what a store does; `write.rs`: how it writes
 //! - `listen.rs`: waiting for an attempt that runs elsewhere
 
 mod archive;
+mod browse;
 mod claim;
 mod database;
 mod failure;
@@ -46,9 +47,10 @@ use self::statement::{Statement, text};
 use self::target::Target;
 use super::entry::{Ask, End, Entry};
 use super::key::DeliveryKey;
-use super::machine::{Claimed, Finished, Resolution};
+use super::machine::{Claimed, Finished, Ruling};
 use super::store::{
-    Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store, Wrap,
+    Answer, Archive, Brief, Browsed, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention,
+    Store, Wrap,
 };
 use crate::config::scalar::Secret;
 
@@ -227,8 +229,16 @@ impl Archive for PostgresStore {
         Box::pin(async move { archive::list(&self.shared, &filter, cursor, limit).await })
     }
 
-    fn resolve(&self, key: DeliveryKey, resolution: Resolution, _: Timestamp) -> Answer<'_, Option<Resolved>> {
-        Box::pin(async move { finish::resolve(&self.shared, &key, &resolution).await })
+    fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
+        Box::pin(async move { browse::browse(&self.shared, &filter, cursor, limit).await })
+    }
+
+    fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
+        Box::pin(async move { browse::recent(&self.shared, since, most).await })
+    }
+
+    fn resolve(&self, key: DeliveryKey, ruling: Ruling, _: Timestamp) -> Answer<'_, Option<Resolved>> {
+        Box::pin(async move { finish::resolve(&self.shared, &key, &ruling).await })
     }
 
     fn counts(&self) -> Answer<'_, Vec<Counts>> {

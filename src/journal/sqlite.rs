@@ -1,9 +1,10 @@
 //! The journal in a file: SQLite, built in, one serving process for each file.
 //!
 //! WAL with `synchronous = FULL`: what is answered survives a crash of the machine. One thread
-//! writes and shares each flush among all that wait (`worker.rs`); another one reads. Whoever
-//! looks from outside (`spigate journal`) opens the same file beside the serving process.
+//! writes and shares each flush among all that wait (`worker.rs`); another one reads, and a third
+//! one reads what operators ask for (`browse.rs`). Whoever looks from outside (`spigate journal`) opens the same file beside the serving process.
 
+mod browse;
 mod recent;
 mod rows;
 mod schema;
@@ -28,10 +29,10 @@ use self::schema::MigrationError;
 use self::worker::Worker;
 use super::entry::{Ask, End, Entry};
 use super::key::DeliveryKey;
-use super::machine::{Claimed, Finished, Resolution};
+use super::machine::{Claimed, Finished, Ruling};
 use super::store::{
-    Answer, Archive, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention, Store,
-    Unavailable, Wrap,
+    Answer, Archive, Brief, Browsed, Counts, DataKey, Deliveries, Filter, Keys, Pruned, Record, Resolved, Retention,
+    Store, Unavailable, Wrap,
 };
 use crate::clock;
 
@@ -46,6 +47,8 @@ const SMALL: u64 = 16 * 1024 * 1024;
 pub struct SqliteStore {
     writer: Worker,
     reader: Worker,
+    /// Reads for operators, whose questions may take longer than a delivery should wait.
+    browser: Worker,
     recent: Arc<Recent>,
     taken_over: usize,
     /// Held for as long as this process serves from the file.
@@ -104,11 +107,12 @@ impl SqliteStore {
         } else {
             0
         };
-        let reading = connect(path).map_err(explain)?;
+        let (reading, browsing) = (connect(path).map_err(explain)?, connect(path).map_err(explain)?);
         let files = Files::of(path);
         Ok(Self {
             writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
-            reader: Worker::reader(reading)?,
+            reader: Worker::reader("journal-read", reading)?,
+            browser: Worker::reader("journal-browse", browsing)?,
             recent: Arc::default(),
             taken_over,
             _lock: lock,
@@ -312,15 +316,23 @@ impl Deliveries for SqliteStore {
 
 impl Archive for SqliteStore {
     fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
-        self.reader.ask(move |connection| tables::list(connection, &filter, cursor, limit))
+        self.browser.ask(move |connection| browse::list(connection, &filter, cursor, limit))
     }
 
-    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
-        self.writer.ask(move |connection| tables::resolve(connection, &key, &resolution, now))
+    fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
+        self.browser.ask(move |connection| browse::browse(connection, &filter, cursor, limit))
+    }
+
+    fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
+        self.browser.ask(move |connection| browse::recent(connection, since, most))
+    }
+
+    fn resolve(&self, key: DeliveryKey, ruling: Ruling, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+        self.writer.ask(move |connection| tables::resolve(connection, &key, &ruling, now))
     }
 
     fn counts(&self) -> Answer<'_, Vec<Counts>> {
-        self.reader.ask(tables::counts)
+        self.browser.ask(tables::counts)
     }
 
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {

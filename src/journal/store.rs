@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::entry::{Ask, Attempt, AttemptOutcome, End, Entry, State};
 use super::key::DeliveryKey;
-use super::machine::{Claimed, Finished, Resolution, Unresolvable};
+use super::machine::{Claimed, Finished, Ruling, Unresolvable};
 
 /// The result of an operation, once it is durable.
 pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 's>>;
@@ -81,8 +81,26 @@ pub trait Archive: Send + Sync {
     /// Entries that fit, latest first, with their history: at most `limit`, from before `cursor`.
     fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>>;
 
+    /// The same in bounded time, whatever is asked for: where little fits, it looks at so many entries
+    /// only, and says where it stopped. Times are found by the order in which entries came, so one
+    /// recorded while a clock was wrong by minutes may not be found by its time.
+    fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
+        Box::pin(async move {
+            let records = self.list(filter, cursor, limit.saturating_add(1)).await?;
+            Ok(Browsed::full(records, limit))
+        })
+    }
+
+    /// What became of the latest deliveries since a time: at most `most`, latest first.
+    fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
+        Box::pin(async move {
+            let filter = Filter { since: Some(since), ..Filter::default() };
+            Ok(self.list(filter, None, most).await?.iter().map(|record| Brief::of(&record.entry)).collect())
+        })
+    }
+
     /// Decides about a delivery: [`super::machine::resolve`]. `None` if there is no such entry.
-    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>>;
+    fn resolve(&self, key: DeliveryKey, ruling: Ruling, now: Timestamp) -> Answer<'_, Option<Resolved>>;
 
     /// How many deliveries of each app wait for something.
     fn counts(&self) -> Answer<'_, Vec<Counts>>;
@@ -185,6 +203,56 @@ impl Record {
     /// All attempts, in order.
     pub fn attempts(&self) -> impl Iterator<Item = &Attempt> {
         self.history.iter().chain([&self.entry.latest])
+    }
+}
+
+/// A part of a listing.
+#[derive(Clone, Debug)]
+pub struct Browsed {
+    /// What fits, latest first.
+    pub records: Vec<Record>,
+    /// Where the listing goes on, if it may.
+    pub next: Option<i64>,
+    /// When the last entry that was looked at was received, if the search stopped before it had all
+    /// that it may return.
+    pub stopped_at: Option<Timestamp>,
+}
+
+impl Browsed {
+    /// What was found when one more than `limit` was looked for among all.
+    pub fn full(mut records: Vec<Record>, limit: usize) -> Self {
+        let is_more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| is_more).map(|record| record.cursor);
+        Self { records, next, stopped_at: None }
+    }
+}
+
+/// What became of a delivery, for statistics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brief {
+    /// The app.
+    pub app: String,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// What may happen next.
+    pub state: State,
+    /// How its latest attempt ended, if it did.
+    pub outcome: Option<AttemptOutcome>,
+    /// How long that took, in milliseconds.
+    pub took_ms: Option<i64>,
+}
+
+impl Brief {
+    /// Of an entry.
+    pub fn of(entry: &Entry) -> Self {
+        Self {
+            app: entry.app.clone(),
+            received_at: entry.received_at,
+            state: entry.state,
+            outcome: entry.latest.ended.as_ref().map(|ended| ended.outcome),
+            took_ms: super::view::milliseconds(&entry.latest),
+        }
     }
 }
 

@@ -60,6 +60,8 @@ struct DecisionView<'r> {
     what: &'r str,
     at: Time,
     message: Option<&'r str>,
+    by: Option<&'r str>,
+    why: Option<&'r str>,
 }
 
 #[derive(Serialize)]
@@ -93,6 +95,8 @@ impl<'r> View<'r> {
                 what: &decision.what,
                 at: Time(decision.at),
                 message: decision.message.as_deref(),
+                by: decision.by.as_deref(),
+                why: decision.why.as_deref(),
             }),
             reply: None,
         }

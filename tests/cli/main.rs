@@ -527,6 +527,8 @@ fn journal_help_says_what_can_be_asked_and_decided() {
           --reply <FILE>    With --done: the file with the reply that the backend gave or would have
                             given; - reads standard input. Shells keep passwords in their history:
                             prefer a file
+          --by <NAME>       Who decides; kept with the delivery
+          --why <TEXT>      Why; kept with the delivery
           --message <TEXT>  With --failed: what the platform is told
       -h, --help            Print help
     ");

@@ -65,6 +65,7 @@ fn known() -> Map<String, Value> {
     config["listen"]["tls"] = serde_json::to_value(RawCertificate::default()).unwrap();
     // The keys of `[listen]` again.
     config.as_object_mut().unwrap().remove("listeners");
+    config["admin"]["token"] = serde_json::to_value(RawSecret::default()).unwrap();
     config["journal"]["encryption_key"] = serde_json::to_value(RawSecret::default()).unwrap();
     let mut found = Map::new();
     leaves(&config, "", &mut found);

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "all of this is tests")]
 
+mod admin_access;
+mod admin_pages;
 mod at_rest;
 mod backend;
 mod clock;

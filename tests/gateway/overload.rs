@@ -63,7 +63,7 @@ async fn admin_answers_while_every_place_is_taken_and_connections_flood_in() {
             }
         };
         within_deadline("the flood", goes_on).await;
-        for path in ["/livez", "/readyz", "/metrics"] {
+        for path in ["/livez", "/readyz", "/metrics", "/", "/deliveries", "/workbench"] {
             assert_eq!(one_reply(gateway.admin, get(path, "")).await.status, 200, "{path}");
         }
     }

@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::admin_access::{ask, post};
 use crate::postgres_server::{EVERYBODY, Server};
 use crate::support::backend::{Backend, CREATED, Gate, Seen, Step, created, json};
 use crate::support::client::Reply;
@@ -283,4 +284,60 @@ async fn what_was_recorded_outlives_the_gateway_and_operators_decide_beside_it()
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
     outputs.extend([text(&listed), text(&resolved), text(&refused), gateway.stop().await]);
     assert!(outputs.iter().all(|output| !output.contains(PASSWORD)));
+}
+
+#[tokio::test]
+async fn the_journal_page_of_one_gateway_shows_and_decides_what_another_one_delivered() {
+    let Some(journal) = Journal::new() else { return };
+    let backend = Backend::in_turn([vec![Step::Close], json(created("ins-2")), json(created("ins-3"))]).await;
+    let setup = || journal.setup(&backend, "10s").app("on_unconfirmed = \"hold\"");
+    let (one, other) = (setup().start().await, setup().start().await);
+    let (held, done) = (create().with("user_id", "usr-<held>"), create().with("user_id", "usr-done"));
+    assert_eq!(one.order(&held).await.status, 502);
+    one.order(&done).await.assert_is(&created("ins-2"));
+    let listed = async |query: &str| {
+        let reply = ask(&other, &format!("/api/v1/deliveries?{query}"), "").await;
+        assert_eq!(reply.status, 200, "{query}: {reply:?}");
+        reply.json()["deliveries"].as_array().unwrap().clone()
+    };
+    let number = |order: &Order<'_>| order.value("order_id").to_owned();
+    for (query, expected) in [
+        (String::new(), vec![number(&done), number(&held)]),
+        ("limit=1".into(), vec![number(&done)]),
+        ("app=crm&since=1h".into(), vec![number(&done), number(&held)]),
+        ("until=1h".into(), vec![]),
+        (format!("order_id={}", number(&held)), vec![number(&held)]),
+        ("instance_id=ins-2".into(), vec![number(&done)]),
+        ("user_id=usr-%3Cheld%3E".into(), vec![number(&held)]),
+        ("outcome=unconfirmed".into(), vec![number(&held)]),
+        ("outcome=done".into(), vec![number(&done)]),
+        ("outcome=confirmed&app=crm".into(), vec![number(&done)]),
+        ("outcome=open".into(), vec![]),
+        ("outcome=running".into(), vec![]),
+    ] {
+        let found: Vec<_> =
+            listed(&query).await.iter().map(|one| one["order_id"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(found, expected, "{query}");
+    }
+    let id = listed("outcome=unconfirmed").await[0]["id"].as_str().unwrap().to_owned();
+    let page = ask(&other, &format!("/deliveries/{id}"), "").await.text();
+    assert!(page.contains("usr-&#60;held&#62;") && page.contains("held: may have been executed"), "{page}");
+    let overview = ask(&other, "/api/v1/overview", "").await.json();
+    assert_eq!(
+        (&overview["waiting"]["unconfirmed"], &overview["traffic"]["hour"]["deliveries"]),
+        (&1.into(), &2.into()),
+        "{overview}"
+    );
+    let decided = post(&other, &format!("/deliveries/{id}/retry"), "by=me&why=it+is+not+there", "").await;
+    assert_eq!(decided.status, 303, "{decided:?}");
+    let shown = ask(&one, &format!("/api/v1/deliveries/{id}"), "").await.json();
+    assert_eq!(
+        (&shown["decision"]["by"], &shown["decision"]["why"]),
+        (&"me".into(), &"it is not there".into()),
+        "{shown}"
+    );
+    one.order(&held).await.assert_is(&created("ins-3"));
+    for outcome in ["unconfirmed", "open"] {
+        assert!(listed(&format!("outcome={outcome}")).await.is_empty(), "{outcome}");
+    }
 }

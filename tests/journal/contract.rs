@@ -952,7 +952,7 @@ pub(crate) async fn the_operator_cannot_decide_everything<B: Bench>(mut bench: B
     let gateway = bench.open().await;
     let decisions = || [Resolution::Retry, gateway.done("i-9", false), Resolution::Failed { message: "no".into() }];
     for resolution in decisions() {
-        assert!(gateway.store.resolve(key(&["unknown"]), resolution, START).await.unwrap().is_none());
+        assert!(gateway.store.resolve(key(&["unknown"]), resolution.into(), START).await.unwrap().is_none());
     }
     let call = gateway.forward(gateway.create("o-1")).await;
     for resolution in decisions() {

@@ -277,7 +277,7 @@ impl Subject for Bare {
             Resolution::Retry | Resolution::Failed { .. } | Resolution::Settled => false,
         };
         let lapsed = self.is_lapsed(&entry);
-        Some(machine::resolve(entry, lapsed, taken, &resolution, now).map(|(entry, change)| {
+        Some(machine::resolve(entry, lapsed, taken, &resolution.into(), now).map(|(entry, change)| {
             self.write(&entry, change);
             entry
         }))
@@ -339,7 +339,7 @@ impl<B: Bench> Subject for Stored<B> {
     }
 
     async fn resolve(&mut self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Option<Resolved> {
-        self.at(0).store.resolve(key, resolution, now).await.unwrap()
+        self.at(0).store.resolve(key, resolution.into(), now).await.unwrap()
     }
 
     async fn crash(&mut self, gateway: usize) -> Vec<String> {

@@ -123,7 +123,7 @@ impl Gateway {
     }
 
     pub(crate) async fn resolve(&self, key: DeliveryKey, resolution: Resolution) -> Resolved {
-        self.store.resolve(key, resolution, after(500)).await.unwrap().expect("an entry")
+        self.store.resolve(key, resolution.into(), after(500)).await.unwrap().expect("an entry")
     }
 
     pub(crate) async fn list(&self, filter: Filter) -> Vec<Record> {

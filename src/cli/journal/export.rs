@@ -4,13 +4,14 @@ use std::io;
 
 use clap::Args;
 
+use super::Source;
 use super::select::Selection;
-use super::{Source, to_json};
 use crate::cli::{Failure, terminal};
 use crate::clock;
 use crate::journal::store::{Filter, Store};
 use crate::journal::vault::Vault;
 use crate::journal::view::{Reply, View};
+use crate::json;
 
 /// How many deliveries are read at once.
 const PAGE: usize = 200;
@@ -66,7 +67,7 @@ impl Exporter<'_> {
             let records = self.store.list(filter.clone(), cursor, page).await?;
             for record in &records {
                 let reply = Reply::of(self.store, self.vault, &record.entry, self.reveal).await?;
-                match print(&to_json(&View::new(record).with_reply(&reply))) {
+                match print(&json::to_text(&View::new(record).with_reply(&reply))) {
                     Ok(()) => printed += 1,
                     // Whoever reads has enough.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(printed.max(1)),

@@ -85,7 +85,7 @@ impl Shop {
     pub(super) async fn decide(&self, order: &str, message: &str) {
         let key = self.ask(&Sha256::digest(order), order).base;
         let resolution = Resolution::Failed { message: message.to_owned() };
-        self.store.resolve(key, resolution, now()).await.unwrap().unwrap().unwrap();
+        self.store.resolve(key, resolution.into(), now()).await.unwrap().unwrap().unwrap();
     }
 
     async fn finish(&self, entry: &Entry, order: &str, ending: Ending) {

@@ -3,21 +3,11 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use jiff::Timestamp;
-
-use super::{Source, select};
+use super::{Source, Visit, select};
 use crate::cli::{Failure, terminal};
 use crate::clock;
-use crate::config::Config;
-use crate::dialect::reply::{Judgement, ReplyContract};
-use crate::journal::entry::{Entry, State};
-use crate::journal::machine::{Resolution, Unresolvable};
-use crate::journal::store::Store;
-use crate::journal::vault::{Opened, Vault};
-
-/// What the platform is told without --message.
-const MESSAGE: &str = "the order failed";
+use crate::journal::resolve::{Author, MESSAGE, Refused, Resolver, Verdict};
+use clap::Args;
 
 /// Arguments of `spigate journal resolve`.
 #[derive(Args)]
@@ -33,6 +23,12 @@ pub(super) struct Resolve {
     /// standard input. Shells keep passwords in their history: prefer a file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["retry", "failed", "settled"])]
     reply: Option<PathBuf>,
+    /// Who decides; kept with the delivery
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Why; kept with the delivery
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
     /// With --failed: what the platform is told
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["retry", "done", "settled"])]
     message: Option<String>,
@@ -56,14 +52,6 @@ struct Decision {
     settled: bool,
 }
 
-/// A decision with what it takes.
-enum Verdict {
-    Retry,
-    Done(Vec<u8>),
-    Failed(String),
-    Settled,
-}
-
 impl Resolve {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let visit = self.source.open()?;
@@ -73,9 +61,8 @@ impl Resolve {
             (None, false) if self.decision.settled => Verdict::Settled,
             (None, false) => Verdict::Retry,
         };
-        let resolver = Resolver { config: &visit.config, store: &*visit.store, vault: &visit.vault };
-        let next = resolver.resolve(&self.id, verdict, clock::now()).await?;
-        terminal::say(&next);
+        let author = Author { by: self.by.clone(), why: self.why.clone() };
+        terminal::say(&visit.resolve(&self.id, verdict, author).await?);
         Ok(())
     }
 }
@@ -95,152 +82,40 @@ fn read(file: &Path, most: usize) -> Result<Vec<u8>, Failure> {
     Ok(bytes.trim_ascii().to_vec())
 }
 
-struct Resolver<'a> {
-    config: &'a Config,
-    store: &'a dyn Store,
-    vault: &'a Vault,
-}
-
-impl Resolver<'_> {
-    /// Records a decision; what happens next.
-    async fn resolve(&self, id: &str, verdict: Verdict, now: Timestamp) -> Result<String, Failure> {
-        let entry = select::find(self.store, id).await?.entry;
-        let id = entry.key.idempotency_key();
-        let (resolution, next) = match verdict {
-            Verdict::Retry => (Resolution::Retry, retry(&entry)),
-            Verdict::Settled => {
-                let next = format!(
-                    "{id} is settled: it counts as answered. Should the platform come again, it gets the recorded reply."
-                );
-                (Resolution::Settled, next)
-            }
-            Verdict::Failed(message) => {
-                let next = format!(
-                    "{id} is closed: every copy that comes is refused with the message \"{}\". If the backend's \
-                     confirmation still comes in, it counts.",
-                    terminal::plain(&message)
-                );
-                (Resolution::Failed { message }, next)
-            }
-            Verdict::Done(reply) => {
-                let lost_reply = self.has_lost_its_reply(&entry).await?;
-                // Before the reply is looked at: a mistake in it is not the point then.
-                match entry.state {
-                    State::Done if !lost_reply => return Err(refusal(&id, Unresolvable::Done)),
-                    State::Running => return Err(refusal(&id, Unresolvable::Running)),
-                    _ => {}
-                }
-                let instance_id = self.judge(&entry, &reply)?;
-                let reply = self.vault.seal(self.store, &entry.app, &entry.key, &reply, now).await?;
-                let next = format!("{id} is done: the next copy gets this reply, and the backend is not called.");
-                (Resolution::Done { instance_id, reply, lost_reply }, next)
-            }
-        };
-        let settled = matches!(resolution, Resolution::Settled);
-        match self.store.resolve(entry.key, resolution, now).await? {
-            Some(Ok(_)) => {
-                if settled {
-                    self.store.answered(entry.key, now).await?;
-                    // Comes back after what was told before it.
-                    self.store.close().await?;
-                }
-                Ok(next)
-            }
-            Some(Err(unresolvable)) => Err(refusal(&id, unresolvable)),
-            None => Err(Failure::negative(format!("{id}: it was removed a moment ago"))),
-        }
-    }
-
-    async fn has_lost_its_reply(&self, entry: &Entry) -> Result<bool, Failure> {
-        let (State::Done, Some(sealed)) = (entry.state, &entry.reply) else { return Ok(false) };
-        Ok(self.vault.open(self.store, &entry.app, &entry.key, sealed).await? == Opened::Lost)
-    }
-
-    /// Whether a reply is one that the backend could have given; the instance that it names.
-    fn judge(&self, entry: &Entry, reply: &[u8]) -> Result<Option<String>, Failure> {
-        let instance_id = match self.contract(entry)?.judge(reply) {
-            Ok(Judgement::Success { instance_id }) => instance_id,
-            Ok(Judgement::Refusal) => {
-                return Err(Failure::negative(
-                    "the reply says success = false, which is not done; use --failed, with its message",
-                ));
-            }
-            Err(violation) => {
-                let violation = terminal::plain(&violation.to_string());
-                return Err(Failure::negative(format!(
-                    "the reply breaks the contract of {}: {violation}",
-                    entry.action
-                )));
-            }
-        };
-        // A new reply for a confirmed delivery must not change what was confirmed.
-        let confirmed = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
-        match confirmed {
-            Some(confirmed) if instance_id.as_ref() != Some(confirmed) => Err(Failure::negative(format!(
-                "the delivery is recorded as done with the instance id {}; the reply must name the same",
-                terminal::plain(confirmed)
-            ))),
-            _ => Ok(instance_id),
-        }
-    }
-
-    fn contract(&self, entry: &Entry) -> Result<&ReplyContract, Failure> {
-        let app = self.config.apps.iter().find(|app| app.name == entry.app);
-        let app = app.ok_or_else(|| {
-            Failure::negative(terminal::plain(&format!(
-                "the configuration has no app called {}, so it cannot be said what its replies have to be",
-                entry.app
-            )))
-        })?;
-        let action = app.dialect.action_index(&entry.action).ok_or_else(|| {
-            Failure::negative(terminal::plain(&format!(
-                "the dialect {} of app {} has no action called {}",
-                app.dialect.name, entry.app, entry.action
-            )))
-        })?;
-        Ok(&app.dialect.actions[action].reply)
+impl Visit {
+    async fn resolve(&self, id: &str, verdict: Verdict, author: Author) -> Result<String, Failure> {
+        let app = |name: &str| self.config.apps.iter().find(|app| app.name == name).cloned();
+        let resolver = Resolver { app: &app, store: &*self.store, vault: &self.vault };
+        let (_, next) = resolver.resolve(id, verdict, author, clock::now()).await?;
+        Ok(next)
     }
 }
 
-fn retry(entry: &Entry) -> String {
-    format!(
-        "{0} is open: the next copy is forwarded as attempt {1}, with the same Idempotency-Key. spigate sends nothing \
-         by itself: the platform has to call again.",
-        entry.key.idempotency_key(),
-        entry.latest.number.saturating_add(1)
-    )
-}
-
-fn refusal(id: &str, unresolvable: Unresolvable) -> Failure {
-    Failure::negative(match unresolvable {
-        Unresolvable::Running => format!(
-            "{id}: an attempt runs; wait for its end. If its gateway is no more, the attempt ends when a gateway is \
-             started on this journal, or when its lease has run out"
-        ),
-        Unresolvable::Done => {
-            format!("{id}: is done; the backend's confirmation is recorded, and copies get its reply")
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotFound(error) => error.into(),
+            Refused::Unavailable(unavailable) => unavailable.into(),
+            refused => Self::negative(refused.to_string()),
         }
-        Unresolvable::NotDone => {
-            format!("{id}: is not done, so there is nothing to settle; use --done with its reply, or --failed")
-        }
-        Unresolvable::InstanceReused => {
-            format!("{id}: the instance id of the reply belongs to another order of the app")
-        }
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::journal::fixture::{Shop, now, reply};
-    use crate::journal::store::{Deliveries as _, Filter, Record};
+    use crate::journal::entry::{Entry, State};
+    use crate::journal::store::{Deliveries as _, Filter, Record, Store};
     use crate::journal::view::Reply;
 
     impl Shop {
         async fn resolve(&self, order: &str, verdict: Verdict) -> Result<String, String> {
             let id = self.entry(order).await.key.idempotency_key();
-            let resolver = Resolver { config: &self.config, store: &self.store, vault: &self.vault };
-            resolver.resolve(&id[..12], verdict, now()).await.map_err(|failure| failure.message)
+            let app = |name: &str| self.config.apps.iter().find(|app| app.name == name).cloned();
+            let resolver = Resolver { app: &app, store: &self.store, vault: &self.vault };
+            let resolved = resolver.resolve(&id[..12], verdict, Author::default(), now()).await;
+            resolved.map(|(_, next)| next).map_err(|refused| refused.to_string())
         }
 
         async fn entry(&self, order: &str) -> Entry {

@@ -1,18 +1,13 @@
 //! Which deliveries: filters, and ids that may be abbreviated.
 
-use std::time::Duration;
-
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::cli::{Failure, terminal};
-use crate::config::{Config, units};
-use crate::journal::entry::{AttemptOutcome, State};
+use crate::config::Config;
+use crate::journal::select::{self, Moment, NotFound};
 use crate::journal::store::{Filter, Record, Store, Which};
-
-/// Fewest digits of an id that may stand for it, and all of them.
-const DIGITS: std::ops::RangeInclusive<usize> = 6..=32;
 
 /// What deliveries have to be to be shown.
 #[derive(Args)]
@@ -38,10 +33,10 @@ pub(super) struct Selection {
     #[arg(long, value_parser = outcomes(), hide_possible_values = true)]
     outcome: Option<Which>,
     /// Received at or after this time: RFC 3339, or a duration like 2h or 7d for so long ago
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     since: Option<Moment>,
     /// Received before this time
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     until: Option<Moment>,
 }
 
@@ -81,92 +76,32 @@ impl Selection {
     }
 }
 
-/// A time as it is typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
-    At(Timestamp),
-    Ago(Duration),
-}
-
-impl Moment {
-    fn at(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::At(time) => time,
-            Self::Ago(age) => {
-                SignedDuration::try_from(age).ok().and_then(|age| now.checked_sub(age).ok()).unwrap_or(Timestamp::MIN)
-            }
-        }
-    }
-}
-
-fn moment(text: &str) -> Result<Moment, String> {
-    if let Ok(age) = units::duration(text) {
-        return Ok(Moment::Ago(age));
-    }
-    text.parse().map(Moment::At).map_err(|_| {
-        "is neither a time like 2026-11-22T18:00:00Z or 2026-11-23T02:00:00+08:00 nor a duration like 30m, 2h or 7d"
-            .to_owned()
-    })
-}
-
 fn outcomes() -> impl TypedValueParser<Value = Which> {
-    let attempts = AttemptOutcome::ALL.map(AttemptOutcome::as_str);
-    let names = State::ALL.map(State::as_str).into_iter().chain(["unanswered"]);
-    // An attempt's "unconfirmed" is the delivery's, until somebody decides.
-    let names = names.chain(attempts.into_iter().filter(|name| State::named(name).is_none()));
-    PossibleValuesParser::new(names.collect::<Vec<_>>()).map(|name| {
-        State::named(&name)
-            .map(Which::State)
-            .or_else(|| AttemptOutcome::named(&name).map(Which::Attempt))
-            .unwrap_or(Which::Unanswered)
-    })
+    PossibleValuesParser::new(Which::names().collect::<Vec<_>>())
+        // It is one of those names.
+        .map(|name| Which::named(&name).unwrap_or(Which::Unanswered))
 }
 
-/// Reads an id, whole or abbreviated.
-pub(super) fn id(text: &str) -> Result<String, String> {
-    if DIGITS.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(text.to_ascii_lowercase());
-    }
-    Err("must be an Idempotency-Key, or at least its first 6 digits (0-9, a-f); `spigate journal list` shows them"
-        .to_owned())
-}
+pub(super) use crate::journal::select::id;
 
 /// The one delivery whose id begins so.
 pub(super) async fn find(store: &dyn Store, id: &str) -> Result<Record, Failure> {
-    let filter = Filter { id: Some(id.to_owned()), ..Filter::default() };
-    let mut found = store.list(filter, None, 5).await?;
-    if found.len() > 1 {
-        let ids = found.iter().map(|record| format!("\n{}", record.entry.key.idempotency_key())).collect::<String>();
-        return Err(Failure::negative(format!("{id}: more than one delivery has an id that begins so:{ids}")));
+    Ok(select::find(store, id).await?)
+}
+
+impl From<NotFound> for Failure {
+    fn from(error: NotFound) -> Self {
+        match error {
+            NotFound::Unavailable(unavailable) => unavailable.into(),
+            NotFound::None { .. } | NotFound::Several { .. } => Self::negative(error.to_string()),
+        }
     }
-    found.pop().ok_or_else(|| Failure::negative(format!("{id}: no delivery has an id that begins so")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::journal::fixture::{Shop, now};
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        let at = |text: &str| moment(text).map(|moment| moment.at(now()).to_string());
-        assert_eq!(at("2026-11-22T18:00:00Z").unwrap(), "2026-11-22T18:00:00Z");
-        assert_eq!(at("2026-11-23T02:00:00+08:00").unwrap(), "2026-11-22T18:00:00Z");
-        assert_eq!(at("2h").unwrap(), (now() - SignedDuration::from_hours(2)).to_string());
-        assert_eq!(moment("213503982334d").unwrap().at(now()), Timestamp::MIN);
-        for wrong in ["", "yesterday", "2026-11-22", "-2h", "2 h"] {
-            assert!(moment(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn ids_are_read_whole_or_abbreviated() {
-        assert_eq!(id("ABCDEF").unwrap(), "abcdef");
-        assert!(id(&"0".repeat(32)).is_ok());
-        for wrong in ["", "abcde", "abcdeg", "%abcdef", &"0".repeat(33)] {
-            assert!(id(wrong).is_err(), "{wrong}");
-        }
-    }
+    use crate::cli::journal::fixture::Shop;
 
     #[tokio::test]
     async fn an_abbreviated_id_must_be_the_only_one() {

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use serde_json::Value;
 
 use super::list::{instance, or_dash, records, time, yes_or_no};
 use super::select::{self, Selection};
@@ -103,6 +102,11 @@ fn for_humans(record: &Record, reply: &Reply) -> String {
         let message = decision.message.as_ref().map(|message| format!(": {}", terminal::plain(message)));
         let what = terminal::plain(&decision.what);
         put("operator", &format!("{what}, {}{}", time(decision.at), message.unwrap_or_default()));
+        for (name, value) in [("by", &decision.by), ("why", &decision.why)] {
+            if let Some(value) = value {
+                put("", &format!("{name:8} {}", terminal::plain(value)));
+            }
+        }
     }
     for attempt in record.attempts() {
         put(&format!("attempt {}", attempt.number), &course(attempt));
@@ -112,7 +116,7 @@ fn for_humans(record: &Record, reply: &Reply) -> String {
     }
     match reply {
         Reply::None => put("reply", "none yet"),
-        Reply::Kept(reply) => put("reply", &pretty(reply).replace('\n', &format!("\n{:13}", ""))),
+        Reply::Kept(reply) => put("reply", &json::to_lines(reply).replace('\n', &format!("\n{:13}", ""))),
         Reply::Removed | Reply::Lost => put("reply", reply.missing().unwrap_or_default()),
     }
     text.truncate(text.trim_end().len());
@@ -155,21 +159,10 @@ fn details(attempt: &Attempt) -> Vec<String> {
     given.map(|(name, value)| format!("{name:8} {}", terminal::plain(value))).collect()
 }
 
-/// JSON over several lines; its texts are as inert as those of the other form.
-fn pretty(value: &Value) -> String {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
-        if char != '\n' && json::is_unseen(char) {
-            let _ = write!(out, "\\u{:04x}", u32::from(char));
-        } else {
-            out.push(char);
-        }
-        out
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::cli::journal::fixture::{PASSWORD, Shop};
     use crate::journal::store::Filter;

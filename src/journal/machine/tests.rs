@@ -119,7 +119,7 @@ impl Kept {
     }
 
     fn resolve(&mut self, lapsed: bool, taken: bool, resolution: &Resolution) -> Result<Entry, Unresolvable> {
-        let (entry, change) = resolve(self.entry.clone().unwrap(), lapsed, taken, resolution, at(90))?;
+        let (entry, change) = resolve(self.entry.clone().unwrap(), lapsed, taken, &resolution.clone().into(), at(90))?;
         self.write(&entry, change);
         Ok(entry)
     }
@@ -609,7 +609,10 @@ fn decisions_are_noted() {
     ];
     for (resolution, what, message) in cases {
         let entry = unsure.clone().decided(&resolution).entry.unwrap();
-        assert_eq!(entry.decision, Some(OperatorDecision { what: what.into(), at: at(90), message }));
+        assert_eq!(
+            entry.decision,
+            Some(OperatorDecision { what: what.into(), at: at(90), message, by: None, why: None })
+        );
         assert_eq!(entry.changed_at, at(90));
         assert_eq!(entry.latest, unsure.entry.as_ref().unwrap().latest, "it says nothing of the attempt");
     }

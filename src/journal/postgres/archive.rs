@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 use super::Shared;
 use super::claim::{Judge, push_lapsed};
@@ -64,19 +65,8 @@ pub(super) async fn list(
         push_conditions(&mut sql, filter, keys.clone());
         sql.push(" ORDER BY d.id DESC LIMIT ").bind(PAGE);
         let page = shared.database.read(sql, deadline).await?;
-        let mut entries = Vec::with_capacity(page.len());
-        for row in &page {
-            if let Some(stored) = rows::stored(row)? {
-                entries.push((stored.id, as_it_stands(stored.entry, get(row, "lapsed")?, get(row, "now")?)));
-            }
-        }
-        let mut histories = histories(shared, &entries, deadline).await?;
-        for (id, entry) in entries {
-            before = id;
-            let mut history = histories.remove(&id).unwrap_or_default();
-            // The latest may have become one of the history between the two statements.
-            history.retain(|attempt| attempt.number != entry.latest.number);
-            let record = Record { cursor: id, entry, history };
+        for record in records(shared, &page, deadline).await? {
+            before = record.cursor;
             if found.len() < limit && filter.fits(&record) {
                 found.push(record);
             }
@@ -88,8 +78,26 @@ pub(super) async fn list(
     Ok(found)
 }
 
+/// The records of rows with `now`, `lapsed` and [`rows::ENTRY`].
+pub(super) async fn records(shared: &Arc<Shared>, page: &[Row], deadline: Instant) -> Result<Vec<Record>, Failure> {
+    let mut entries = Vec::with_capacity(page.len());
+    for row in page {
+        if let Some(stored) = rows::stored(row)? {
+            entries.push((stored.id, as_it_stands(stored.entry, get(row, "lapsed")?, get(row, "now")?)));
+        }
+    }
+    let mut histories = histories(shared, &entries, deadline).await?;
+    let record = |(id, entry): (i64, Entry)| {
+        let mut history = histories.remove(&id).unwrap_or_default();
+        // The latest may have become one of the history between the two statements.
+        history.retain(|attempt| attempt.number != entry.latest.number);
+        Record { cursor: id, entry, history }
+    };
+    Ok(entries.into_iter().map(record).collect())
+}
+
 /// The first and the last key that an id may be the beginning of.
-fn keys_of(id: &str) -> Result<(Vec<u8>, Vec<u8>), ()> {
+pub(super) fn keys_of(id: &str) -> Result<(Vec<u8>, Vec<u8>), ()> {
     if id.len() > ID_DIGITS || !id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(());
     }
@@ -102,14 +110,18 @@ fn keys_of(id: &str) -> Result<(Vec<u8>, Vec<u8>), ()> {
     Ok((filled('0')?, filled('f')?))
 }
 
-fn push_conditions(sql: &mut Statement, filter: &Filter, keys: Option<(Vec<u8>, Vec<u8>)>) {
+pub(super) fn push_conditions(sql: &mut Statement, filter: &Filter, keys: Option<(Vec<u8>, Vec<u8>)>) {
     if let Some((first, last)) = keys {
         sql.push(" AND d.key BETWEEN ").bind(first).push(" AND ").bind(last);
     }
-    for (column, value) in [("d.app", &filter.app), ("d.action", &filter.action), ("d.user_id", &filter.user_id)] {
+    for (column, value) in [("d.app", &filter.app), ("d.action", &filter.action)] {
         if let Some(value) = value {
             sql.push(&format!(" AND {column} = ")).bind(text(value));
         }
+    }
+    if let Some(user) = &filter.user_id {
+        sql.push(" AND ");
+        push_equal(sql, "d.user_id", user);
     }
     if let Some(order) = &filter.order_id {
         sql.push(" AND ");
@@ -153,7 +165,7 @@ fn push_conditions(sql: &mut Statement, filter: &Filter, keys: Option<(Vec<u8>, 
 }
 
 /// A text that is indexed by its beginning.
-fn push_equal(sql: &mut Statement, column: &str, value: &str) {
+pub(super) fn push_equal(sql: &mut Statement, column: &str, value: &str) {
     let value = text(value);
     sql.push(&format!("(substr({column}, 1, 100) = ")).bind(value.chars().take(100).collect::<String>());
     sql.push(&format!(" AND {column} = ")).bind(value).push(")");
@@ -295,6 +307,6 @@ async fn lose_lapsed(shared: &Arc<Shared>, batch: i64) -> Result<(), Failure> {
 }
 
 /// A time that the server can hold: its first year is not ours.
-fn storable(time: Timestamp) -> Timestamp {
+pub(super) fn storable(time: Timestamp) -> Timestamp {
     time.max(Timestamp::UNIX_EPOCH)
 }

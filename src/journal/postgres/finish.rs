@@ -14,7 +14,7 @@ use super::statement::Statement;
 use super::write::{self, Base};
 use crate::journal::entry::{Attempt, End, Ending, Entry};
 use crate::journal::key::{DeliveryKey, Origin};
-use crate::journal::machine::{self, Change, Finished, Resolution};
+use crate::journal::machine::{self, Change, Finished, Resolution, Ruling};
 use crate::journal::store::{Resolved, Unavailable};
 
 /// An entry, with what has to be known to change it.
@@ -72,7 +72,7 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
 pub(super) async fn resolve(
     shared: &Arc<Shared>,
     key: &DeliveryKey,
-    resolution: &Resolution,
+    ruling: &Ruling,
 ) -> Result<Option<Resolved>, Unavailable> {
     let began = Instant::now();
     let mut deadline = began + STATEMENT;
@@ -80,7 +80,7 @@ pub(super) async fn resolve(
     while Instant::now() < deadline {
         let Some(known) = shared.stored_at(key, deadline).await? else { return Ok(None) };
         let entry = known.entry;
-        let claimed = match resolution {
+        let claimed = match &ruling.resolution {
             Resolution::Done { instance_id: Some(id), .. } => Some((id.as_str(), entry.app.as_str(), &entry.origin)),
             _ => None,
         };
@@ -89,7 +89,7 @@ pub(super) async fn resolve(
         if in_doubt.as_ref() == Some(&stored.entry) {
             return Ok(Some(Ok(stored.entry)));
         }
-        let (entry, change) = match machine::resolve(stored.entry, seen.lapsed, seen.taken, resolution, seen.now) {
+        let (entry, change) = match machine::resolve(stored.entry, seen.lapsed, seen.taken, ruling, seen.now) {
             Ok(resolved) => resolved,
             Err(unresolvable) => return Ok(Some(Err(unresolvable))),
         };

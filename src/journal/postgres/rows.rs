@@ -47,14 +47,15 @@ pub(super) const ATTEMPT: &str = attempt_columns!("");
 pub(super) const ENTRY: &str = concat!(
     "d.id, d.version, d.awaited, d.key, d.origin, d.lookalike, d.fingerprint, d.extras, d.app, d.action, d.debug, d.cycle, \
      d.order_id, d.instance_id, d.user_id, d.received_at, d.changed_at, d.state, d.doubt, d.confirmed_at, \
-     d.made_instance, d.data_key, d.reply, d.answered_at, d.decision, d.decided_at, d.message, ",
+     d.made_instance, d.data_key, d.reply, d.answered_at, d.decision, d.decided_at, d.message, d.decided_by, \
+     d.reason, ",
     attempt_columns!("d.")
 );
 
 /// The columns that are written when an entry is made; those that are written again whenever it
 /// changes come after the first [`FIXED`]. `answered_at` and `awaited` are neither: they are
 /// written on their own, so that they need no place in the order of changes.
-pub(super) const WRITTEN: [&str; 35] = [
+pub(super) const WRITTEN: [&str; 37] = [
     "key",
     "origin",
     "fingerprint",
@@ -90,6 +91,8 @@ pub(super) const WRITTEN: [&str; 35] = [
     "decision",
     "decided_at",
     "message",
+    "decided_by",
+    "reason",
 ];
 
 /// How many of [`WRITTEN`] never change.
@@ -130,6 +133,8 @@ pub(super) fn bind_entry(statement: &mut Statement, entry: &Entry, version: i64)
     statement.push(", ").bind(decision.map(|decision| text(&decision.what)));
     statement.push(", ").bind(decision.map(|decision| decision.at));
     statement.push(", ").bind(decision.and_then(|decision| decision.message.as_deref()).map(text));
+    statement.push(", ").bind(decision.and_then(|decision| decision.by.as_deref()).map(text));
+    statement.push(", ").bind(decision.and_then(|decision| decision.why.as_deref()).map(text));
 }
 
 /// The values of [`ATTEMPT`].
@@ -156,7 +161,10 @@ pub(super) fn stored(row: &Row) -> Result<Option<Stored>, Failure> {
         _ => None,
     };
     let decision = match (get(row, "decision")?, get(row, "decided_at")?) {
-        (Some(what), Some(at)) => Some(OperatorDecision { what, at, message: get(row, "message")? }),
+        (Some(what), Some(at)) => {
+            let (message, by, why) = (get(row, "message")?, get(row, "decided_by")?, get(row, "reason")?);
+            Some(OperatorDecision { what, at, message, by, why })
+        }
         _ => None,
     };
     let hash = |name| get::<Vec<u8>>(row, name);

@@ -17,7 +17,7 @@ macro_rules! entry_columns {
         "id, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance, \
          key, origin, lookalike, fingerprint, app, action, debug, cycle, order_id, instance_id, user_id, received_at, \
          changed_at, state, doubt, confirmed_at, made_instance, data_key, reply, answered_at, decision, decided_at, \
-         message, extras"
+         message, extras, decided_by, reason"
     };
 }
 
@@ -26,7 +26,7 @@ const ATTEMPT_COLUMNS: &str =
     "delivery, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance";
 
 /// The columns of an entry that change, in the order in which [`put_entry`] gives them.
-const CHANGING: [&str; 22] = [
+const CHANGING: [&str; 24] = [
     "number",
     "gateway",
     "claim",
@@ -49,6 +49,8 @@ const CHANGING: [&str; 22] = [
     "decision",
     "decided_at",
     "message",
+    "decided_by",
+    "reason",
 ];
 /// Those that stay, in its order, too.
 const FIXED: [&str; 13] = [
@@ -117,19 +119,18 @@ fn one(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite:
     connection.prepare_cached(sql)?.query_row(parameters, entry_of).optional()
 }
 
-/// Entries from before `cursor` that `condition` lets pass, latest first. `values` are for its
-/// question marks.
-pub(super) fn entries_before(
+/// Entries that `condition` lets pass, latest first. `from` names the table, and an index of it if
+/// need be; `values` are for the question marks.
+pub(super) fn entries(
     connection: &Connection,
+    from: &str,
     condition: &str,
     values: Vec<Value>,
-    cursor: i64,
     mut each: impl FnMut(Numbered) -> rusqlite::Result<bool>,
 ) -> rusqlite::Result<()> {
     let columns = entry_columns!();
-    let sql = format!("SELECT {columns} FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
+    let sql = format!("SELECT {columns} FROM {from} WHERE {condition} ORDER BY id DESC");
     let mut statement = connection.prepare_cached(&sql)?;
-    let values = [Value::Integer(cursor)].into_iter().chain(values);
     let mut rows = statement.query(params_from_iter(values))?;
     while let Some(row) = rows.next()? {
         if !each(entry_of(row)?)? {
@@ -182,6 +183,8 @@ pub(super) fn put_entry(connection: &Connection, place: Place, entry: &Entry) ->
         entry.decision.as_ref().map(|decision| decision.what.as_str()),
         entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
         entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
+        entry.decision.as_ref().and_then(|decision| decision.by.as_deref()),
+        entry.decision.as_ref().and_then(|decision| decision.why.as_deref()),
     ];
     let update = match place {
         Place::New => None,
@@ -280,7 +283,9 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
         _ => None,
     };
     let decision = match (row.get(32)?, maybe_time(row, 33)?) {
-        (Some(what), Some(at)) => Some(OperatorDecision { what, at, message: row.get(34)? }),
+        (Some(what), Some(at)) => {
+            Some(OperatorDecision { what, at, message: row.get(34)?, by: row.get(36)?, why: row.get(37)? })
+        }
         _ => None,
     };
     let entry = Entry {

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x5350_4947;
 
 /// The steps; the version of a file is how many of them it has taken.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE deliveries (
         id INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE,
@@ -114,7 +115,17 @@ const STEPS: &[&str] = &["
         id INTEGER PRIMARY KEY CHECK (id = 1),
         at INTEGER NOT NULL
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE deliveries ADD COLUMN decided_by TEXT;
+    ALTER TABLE deliveries ADD COLUMN reason TEXT;
+    CREATE INDEX deliveries_by_instance ON deliveries (instance_id) WHERE instance_id IS NOT NULL;
+    CREATE INDEX deliveries_by_made ON deliveries (made_instance) WHERE made_instance IS NOT NULL;
+    CREATE INDEX deliveries_by_user ON deliveries (user_id) WHERE user_id IS NOT NULL;
+    CREATE INDEX deliveries_by_app ON deliveries (app);
+    CREATE INDEX deliveries_eventful ON deliveries (id) WHERE number > 1 OR outcome <> 'confirmed';
+",
+];
 
 /// Why a file cannot be brought up to date.
 pub(super) enum MigrationError {

@@ -1,15 +1,14 @@
 //! What the store does with its tables, each within a transaction of the writer.
 
 use jiff::Timestamp;
-use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::recent::Recent;
-use super::rows::{self, Numbered, Place};
+use super::rows::{self, Place};
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
-use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Step};
-use crate::journal::store::{Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Which, Wrap};
+use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Ruling, Step};
+use crate::journal::store::{Counts, DataKey, Pruned, Resolved, Retention, Wrap};
 
 pub(super) fn claim(connection: &Connection, recent: &Recent, ask: &Ask) -> rusqlite::Result<Claimed> {
     loop {
@@ -113,100 +112,21 @@ pub(super) fn take_over(connection: &Connection, now: Timestamp) -> rusqlite::Re
 pub(super) fn resolve(
     connection: &Connection,
     key: &DeliveryKey,
-    resolution: &Resolution,
+    ruling: &Ruling,
     now: Timestamp,
 ) -> rusqlite::Result<Option<Resolved>> {
     let Some((row, entry)) = rows::entry_at(connection, key)? else { return Ok(None) };
-    let taken = match resolution {
+    let taken = match &ruling.resolution {
         Resolution::Done { instance_id: Some(id), .. } => is_taken(connection, &entry.app, id, &entry.origin)?,
         _ => false,
     };
-    Ok(Some(match machine::resolve(entry, false, taken, resolution, now) {
+    Ok(Some(match machine::resolve(entry, false, taken, ruling, now) {
         Ok((entry, change)) => {
             write(connection, Place::Row(row), &entry, &change)?;
             Ok(entry)
         }
         Err(unresolvable) => Err(unresolvable),
     }))
-}
-
-pub(super) fn list(
-    connection: &Connection,
-    filter: &Filter,
-    cursor: Option<i64>,
-    limit: usize,
-) -> rusqlite::Result<Vec<Record>> {
-    let (condition, values) = conditions(filter);
-    let mut found = Vec::new();
-    if limit == 0 {
-        return Ok(found);
-    }
-    let cursor = cursor.unwrap_or(i64::MAX);
-    rows::entries_before(connection, &condition, values, cursor, |(row, entry): Numbered| {
-        // Only an attempt after the first has left others in the history.
-        let history = if entry.latest.number > 1 { rows::history(connection, row)? } else { Vec::new() };
-        let record = Record { cursor: row, entry, history };
-        if filter.fits(&record) {
-            found.push(record);
-        }
-        Ok(found.len() < limit)
-    })?;
-    Ok(found)
-}
-
-/// What the database can judge of a filter without an entry being read; [`Filter::fits`] judges
-/// all of it.
-fn conditions(filter: &Filter) -> (String, Vec<Value>) {
-    let mut conditions = vec!["true"];
-    let mut values = Vec::new();
-    let texts = [
-        ("app = ?", &filter.app),
-        ("action = ?", &filter.action),
-        ("order_id = ?", &filter.order_id),
-        ("? IN (instance_id, made_instance)", &filter.instance_id),
-        ("user_id = ?", &filter.user_id),
-    ];
-    for (condition, text) in texts {
-        if let Some(text) = text {
-            conditions.push(condition);
-            values.push(Value::Text(text.clone()));
-        }
-    }
-    // Times are kept in milliseconds, and a filter may be finer.
-    for (condition, time) in [("received_at >= ?", filter.since), ("received_at <= ?", filter.until)] {
-        if let Some(time) = time {
-            conditions.push(condition);
-            values.push(Value::Integer(time.as_millisecond()));
-        }
-    }
-    match filter.which {
-        Some(Which::State(state)) => {
-            conditions.push("state = ?");
-            values.push(Value::Text(state.as_str().to_owned()));
-        }
-        Some(Which::Unanswered) => conditions.push("state = 'done' AND answered_at IS NULL"),
-        // In the history too.
-        Some(Which::Attempt(_)) | None => {}
-    }
-    if let Some((first, last)) = filter.id.as_deref().and_then(keys) {
-        // In a query of its own, because rows are wanted in their order and found by their keys.
-        conditions.push("id IN (SELECT id FROM deliveries WHERE key BETWEEN ? AND ?)");
-        values.extend([first, last].map(|key| Value::Blob(key.to_vec())));
-    }
-    (conditions.join(" AND "), values)
-}
-
-/// The first and the last key whose `Idempotency-Key` begins so.
-fn keys(id: &str) -> Option<([u8; 32], [u8; 32])> {
-    let (mut first, mut last) = ([0; 32], [0xff; 32]);
-    for (at, digit) in id.chars().enumerate().take(32) {
-        let digit = u8::try_from(digit.to_digit(16)?).ok()?;
-        let (shift, others) = if at % 2 == 0 { (4, 0x0f) } else { (0, 0xf0) };
-        for key in [&mut first, &mut last] {
-            key[at / 2] = key[at / 2] & others | digit << shift;
-        }
-    }
-    Some((first, last))
 }
 
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
@@ -375,18 +295,19 @@ fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::journal::entry::{AttemptOutcome, Claimant, Reason, Sealed, State};
+    use crate::journal::entry::{Claimant, Reason, Sealed, State};
     use crate::journal::key::Fingerprint;
-    use crate::journal::sqlite::schema;
+    use crate::journal::sqlite::{browse, schema};
+    use crate::journal::store::Filter;
 
-    fn at(millisecond: i64) -> Timestamp {
+    pub(in crate::journal::sqlite) fn at(millisecond: i64) -> Timestamp {
         Timestamp::from_millisecond(millisecond).unwrap()
     }
 
     /// Deliveries that differ in everything a filter asks for.
-    fn filled() -> Connection {
+    pub(in crate::journal::sqlite) fn filled() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         let recent = Recent::default();
         assert!(schema::migrate(&connection).is_ok());
@@ -481,50 +402,8 @@ mod tests {
             let stored = look(&connection, &entry.key).unwrap().unwrap();
             assert_eq!((stored.state, stored.answered_at), (State::Done, Some(at(3))), "{undo}");
             assert_eq!(stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });
-            assert_eq!(list(&connection, &Filter::default(), None, usize::MAX).unwrap().len(), 1, "{undo}");
+            assert_eq!(browse::list(&connection, &Filter::default(), None, usize::MAX).unwrap().len(), 1, "{undo}");
         }
-    }
-
-    #[test]
-    fn a_listing_is_what_fits() {
-        let connection = filled();
-        let all = list(&connection, &Filter::default(), None, usize::MAX).unwrap();
-        assert_eq!(all.len(), 48);
-        assert!(all.is_sorted_by(|one, next| one.cursor > next.cursor));
-        let text = |text: &str| Some(text.to_owned());
-        let mut filters = vec![
-            Filter { app: text("crm"), ..Filter::default() },
-            Filter { action: text("Renew"), ..Filter::default() },
-            Filter { order_id: text("o-1"), ..Filter::default() },
-            Filter { instance_id: text("i-1"), ..Filter::default() },
-            Filter { instance_id: text("i-3"), app: text("erp"), ..Filter::default() },
-            Filter { user_id: text("u-2"), order_id: text("o-2"), ..Filter::default() },
-            Filter { since: Some(at(10)), until: Some(at(20)), ..Filter::default() },
-            Filter { since: Some(Timestamp::from_microsecond(10_001).unwrap()), ..Filter::default() },
-            Filter { until: Some(Timestamp::from_microsecond(10_001).unwrap()), ..Filter::default() },
-            Filter { which: Some(Which::Unanswered), ..Filter::default() },
-        ];
-        filters.extend(State::ALL.map(|state| Filter { which: Some(Which::State(state)), ..Filter::default() }));
-        let attempts = AttemptOutcome::ALL.map(Which::Attempt);
-        filters.extend(attempts.map(|which| Filter { which: Some(which), ..Filter::default() }));
-        for record in &all {
-            let id = record.entry.key.idempotency_key();
-            filters.extend([1, 2, 3, 32].map(|digits| Filter { id: text(&id[..digits]), ..Filter::default() }));
-        }
-        for filter in filters {
-            let fitting: Vec<_> = all.iter().filter(|record| filter.fits(record)).map(|record| record.cursor).collect();
-            let listed = |cursor, limit| {
-                let records = list(&connection, &filter, cursor, limit).unwrap();
-                records.into_iter().map(|record| record.cursor).collect::<Vec<_>>()
-            };
-            assert_eq!(listed(None, usize::MAX), fitting, "{filter:?}");
-            if let [first, rest @ ..] = &fitting[..] {
-                assert_eq!(listed(Some(*first), usize::MAX), rest, "{filter:?}");
-                assert_eq!(listed(None, 1), [*first], "{filter:?}");
-            }
-        }
-        let nothing = Filter { id: text("%"), ..Filter::default() };
-        assert!(list(&connection, &nothing, None, usize::MAX).unwrap().is_empty());
     }
 
     #[test]
@@ -535,28 +414,6 @@ mod tests {
             let plan = statement.query_map([0, 0], |row| row.get::<_, String>(3)).unwrap();
             let plan = plan.map(|line| line.unwrap()).collect::<Vec<_>>().join("\n");
             assert!(plan.contains(&format!("{table}_touched")) && !plan.contains("SCAN instances"), "{plan}");
-        }
-    }
-
-    #[test]
-    fn a_delivery_is_found_by_its_id_or_order_without_reading_all() {
-        let connection = filled();
-        for (filter, index) in [
-            (Filter { id: Some("0a1b2c".into()), ..Filter::default() }, "key>? AND key<?"),
-            (Filter { order_id: Some("o-1".into()), ..Filter::default() }, "deliveries_by_order"),
-        ] {
-            let (condition, _) = conditions(&filter);
-            let sql =
-                format!("EXPLAIN QUERY PLAN SELECT * FROM deliveries WHERE id < ?1 AND {condition} ORDER BY id DESC");
-            let mut statement = connection.prepare(&sql).unwrap();
-            let rows = vec![rusqlite::types::Null; statement.parameter_count()];
-            let plan = statement
-                .query_map(rusqlite::params_from_iter(rows), |row| row.get::<_, String>(3))
-                .unwrap()
-                .map(|line| line.unwrap())
-                .collect::<Vec<_>>()
-                .join("\n");
-            assert!(plan.contains(index), "{plan}");
         }
     }
 }

@@ -91,8 +91,8 @@ impl Worker {
     }
 
     /// A thread whose jobs only read.
-    pub(super) fn reader(connection: Connection) -> Result<Self, String> {
-        Self::spawn("journal-read", move |queue| {
+    pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
+        Self::spawn(name, move |queue| {
             while let Ok(mut job) = queue.recv() {
                 let result = run(&mut job, &connection).map_err(unavailable);
                 job.conclude(result);

@@ -16,7 +16,7 @@ use crate::dialect::request::{SpiRequest, Strictness};
 use crate::dialect::{ActionKind, builtin};
 use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
 use crate::journal::key::{Extras, Fingerprint, Origin};
-use crate::journal::machine::{Claimed, Resolution};
+use crate::journal::machine::{Claimed, Ruling};
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
     self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
@@ -95,8 +95,8 @@ impl store::Archive for Fragile {
     fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
         self.store.list(filter, cursor, limit)
     }
-    fn resolve(&self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Answer<'_, Option<Resolved>> {
-        self.store.resolve(key, resolution, now)
+    fn resolve(&self, key: DeliveryKey, ruling: Ruling, now: Timestamp) -> Answer<'_, Option<Resolved>> {
+        self.store.resolve(key, ruling, now)
     }
     fn counts(&self) -> Answer<'_, Vec<Counts>> {
         self.store.counts()

@@ -17,6 +17,7 @@ pub(crate) struct Setup {
     url: String,
     top: String,
     listen: String,
+    admin: String,
     dialect: String,
     app: String,
     backend: Option<String>,
@@ -38,6 +39,7 @@ impl Setup {
             url: url.into(),
             top: String::new(),
             listen: String::new(),
+            admin: "address = \"127.0.0.1:0\"\n".into(),
             dialect: "qingcloud-appcenter".into(),
             app: String::new(),
             backend: Some(String::new()),
@@ -58,6 +60,19 @@ impl Setup {
     pub(crate) fn listen(mut self, toml: &str) -> Self {
         self.listen.push_str(toml);
         self.listen.push('\n');
+        self
+    }
+
+    /// Keys of the admin listener.
+    pub(crate) fn admin(mut self, toml: &str) -> Self {
+        self.admin.push_str(toml);
+        self.admin.push('\n');
+        self
+    }
+
+    /// Lets the admin listener be reached from elsewhere.
+    pub(crate) fn admin_off_loopback(mut self) -> Self {
+        self.admin = self.admin.replace("127.0.0.1", "0.0.0.0");
         self
     }
 
@@ -137,7 +152,7 @@ impl Setup {
 
     /// Its text.
     pub(crate) fn text(&self) -> String {
-        let Self { url, top, listen, dialect, app, backend, more, .. } = self;
+        let Self { url, top, listen, admin, dialect, app, backend, more, .. } = self;
         // Timeouts that no test is about lie above every deadline of the tests.
         let limits = if top.contains("[limits]") {
             ""
@@ -149,7 +164,7 @@ impl Setup {
         format!(
             "{top}\n{limits}
             [listen]\naddress = \"127.0.0.1:0\"\n{listen}
-            [admin]\naddress = \"127.0.0.1:0\"
+            [admin]\n{admin}
             [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{dialect}\"
             keys = [{{ id = \"k-2026\", value = \"{KEY}\" }}]\n{app}
             {backend}{more}"

@@ -44,7 +44,7 @@ async fn gateways_that_start_at_once_make_the_tables_once() {
     for opened in opened {
         opened.await.unwrap();
     }
-    assert_eq!(bench.sql("SELECT count(*), max(version) FROM spigate_schema"), "1|1");
+    assert_eq!(bench.sql("SELECT count(*), max(version) FROM spigate_schema"), "1|2");
     assert_eq!(bench.sql("SELECT count(*) FROM spigate_gateways"), "8");
 }
 

@@ -1,0 +1,173 @@
+"""How long the journal page takes at a million deliveries.
+
+A gateway delivers one order through a backend and is stopped; its row is copied a million times
+with keys, orders, instances, customers and times of their own (the replies are copies, so they
+cannot be opened; one delivery that was made for real is among those that are opened), and a
+fiftieth of them refused, failed or tried twice. Then a gateway is started on that journal, and each
+question is asked many times over one connection: what is measured is from the first byte sent to the
+last byte received, on loopback. Nothing here is pass or fail.
+
+`--write` measures instead what the page's indexes cost deliveries: durable, distinct orders, with
+and without them, in turns.
+"""
+
+import argparse
+import http.client
+import os
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+
+from bench import SPIGATE, Process, free_port, get, nginx, spigate
+from durable import REPLY, Targets, load, target
+
+DAYS = 30
+FILL = """
+INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, order_id, instance_id, user_id,
+    received_at, changed_at, state, doubt, number, gateway, claim, request_id, began_at, ended_at, outcome, code,
+    confirmed_at, made_instance, data_key, reply, answered_at)
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
+SELECT randomblob(32), randomblob(32), fingerprint, extras, CASE WHEN i % 1000 = 0 THEN 'rare' ELSE app END, action, 0, 0,
+    printf('ord-%08d-%08x', i, abs(random()) % 4294967296), NULL, printf('usr-%08x', abs(random()) % 100000),
+    :begin + i * :step, :begin + i * :step, CASE WHEN i % 50 = 0 THEN 'open' ELSE 'done' END, 0,
+    CASE WHEN i % 200 = 1 THEN 2 ELSE 1 END, gateway, i, request_id, :begin + i * :step, :begin + i * :step + 20,
+    CASE WHEN i % 50 <> 0 THEN 'confirmed' WHEN i % 100 = 0 THEN 'refused' ELSE 'failed' END, NULL,
+    CASE WHEN i % 50 <> 0 THEN :begin + i * :step + 20 END,
+    CASE WHEN i % 50 <> 0 THEN printf('ins-%08x%08x', abs(random()) % 4294967296, i) END,
+    CASE WHEN i % 50 <> 0 THEN data_key END, CASE WHEN i % 50 <> 0 THEN reply END,
+    CASE WHEN i % 50 <> 0 THEN :begin + i * :step + 21 END
+FROM n, (SELECT * FROM deliveries ORDER BY id LIMIT 1)
+"""
+INDEXES = ["by_instance", "by_made", "by_user", "by_app", "eventful"]
+
+
+def fill(journal, count):
+    """Copies the first delivery; one that was made for real stays the latest."""
+    begin, step = int((time.time() - DAYS * 86_400) * 1000), DAYS * 86_400_000 // count
+    database = sqlite3.connect(journal)
+    database.execute("PRAGMA synchronous = OFF")
+    database.execute("PRAGMA cache_size = -400000")
+    with database:
+        database.execute(FILL, {"count": count, "begin": begin, "step": step})
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    rows = database.execute(
+        "SELECT order_id, made_instance, user_id, lower(hex(substr(key, 1, 16))) FROM deliveries "
+        "WHERE id % :every = 3 AND made_instance IS NOT NULL", {"every": max(count // 500, 1)}).fetchall()
+    database.close()
+    return rows
+
+
+def ask(connection, path):
+    """Milliseconds, and the length of the answer."""
+    begun = time.perf_counter()
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    took = (time.perf_counter() - begun) * 1000
+    if answer.status not in (200, 303):
+        sys.exit(f"{path}: {answer.status} {body[:300]!r}")
+    return took, len(body)
+
+
+def measure(admin, rows, count, rounds):
+    connection = http.client.HTTPConnection("127.0.0.1", admin)
+    middle, old = count // 2, "20d"
+    questions = {
+        "overview": lambda at: "/",
+        "list, latest": lambda at: "/deliveries",
+        "list, deep in it": lambda at: f"/deliveries?cursor={middle + at}",
+        "list, an app that is one in a thousand": lambda at: f"/deliveries?app=rare&cursor={count - at}",
+        "list, refused": lambda at: f"/deliveries?outcome=refused&cursor={count - at}",
+        "list, an app and an action that never was": lambda at: f"/deliveries?app=bench&action=No&cursor={count - at}",
+        "list, before 20 days ago": lambda at: f"/deliveries?until={old}&app=bench",
+        "search by order": lambda at: f"/deliveries?order_id={rows[at % len(rows)][0]}",
+        "search by instance": lambda at: f"/deliveries?instance_id={rows[at % len(rows)][1]}",
+        "search by customer": lambda at: f"/deliveries?user_id={rows[at % len(rows)][2]}",
+        "search for anything": lambda at: f"/deliveries?q={rows[at % len(rows)][at % 4]}",
+        "search for what is not there": lambda at: f"/deliveries?q=nobody-{at}",
+        "one delivery": lambda at: f"/deliveries/{rows[at % len(rows)][3]}",
+        "the same for programs": lambda at: f"/api/v1/deliveries/{rows[at % len(rows)][3]}",
+        "list for programs, 500": lambda at: "/api/v1/deliveries?limit=500",
+    }
+    print("| asked for | p50 ms | p99 ms | bytes |\n|---|---|---|---|")
+    for name, path in questions.items():
+        # What was gathered for the overview lasts two seconds; each round here has it gathered anew.
+        pause, times = (2.1, max(rounds // 20, 5)) if name == "overview" else (0, rounds)
+        samples, length = [], 0
+        for at in range(times):
+            time.sleep(pause)
+            took, length = ask(connection, path(at))
+            samples.append(took)
+        samples.sort()
+        print(f"| {name} | {statistics.median(samples):.1f} | {samples[int(len(samples) * 0.99)]:.1f} | {length} |")
+
+
+def write_cost(directory, backend, options):
+    """Distinct orders a second with the page's indexes and without, in turns."""
+    targets = Targets(directory, options.targets)
+    candidates = {}
+    for name in ("with the indexes", "without"):
+        process, port, _ = spigate(directory, name.replace(" ", "-"), 0, backend, "headers", access=False, once=True)
+        if name == "without":
+            database = sqlite3.connect(os.path.join(directory, "without", "spigate.db"))
+            for index in INDEXES:
+                database.execute(f"DROP INDEX deliveries_{index}")
+            database.commit()
+            database.close()
+        candidates[name] = (process, f"http://127.0.0.1:{port}", [])
+    for _ in range(options.rounds):
+        for process, url, rates in candidates.values():
+            requests, wrong, _ = load(1, url, options.connections, options.seconds, targets)
+            if wrong:
+                sys.exit(f"{wrong} wrong answers")
+            rates.append(requests / options.seconds)
+    for name, (process, _, rates) in candidates.items():
+        print(f"{name}: {statistics.median(rates):.0f} orders/s [{min(rates):.0f}–{max(rates):.0f}]")
+        process.stop()
+    pairs = zip(candidates["with the indexes"][2], candidates["without"][2])
+    print(f"with / without: {statistics.median(a / b for a, b in pairs):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--deliveries", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--directory", help="where the journal lies; a real disk")
+    parser.add_argument("--write", action="store_true", help="what the indexes cost deliveries instead")
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--connections", type=int, default=256)
+    parser.add_argument("--targets", type=int, default=400_000)
+    options = parser.parse_args()
+    directory = tempfile.mkdtemp(prefix="spigate-pages-", dir=options.directory)
+    running = []
+    try:
+        backend = free_port()
+        running.append(nginx(directory, "backend", 1,
+                             f"server {{ listen 127.0.0.1:{backend}; location / {{ return 200 '{REPLY}'; }} }}", backend))
+        if options.write:
+            options.rounds = options.rounds or 10
+            write_cost(directory, backend, options)
+            return
+        process, port, admin = spigate(directory, "one", None, backend, "headers", access=False, once=True)
+        for order in ("ord-first", "ord-last"):
+            if get(f"http://127.0.0.1:{port}{target(order)}")[0] != 200:
+                sys.exit("the first order was not delivered")
+        process.stop()
+        journal, config = (os.path.join(directory, "one", name) for name in ("spigate.db", "spigate.toml"))
+        rows = fill(journal, options.deliveries)
+        process = Process([SPIGATE, "serve", "--config", config], None, os.path.join(directory, "one", "log2"), admin)
+        running.append(process)
+        size = os.path.getsize(journal) / 1e6
+        print(f"{options.deliveries} deliveries, {size:.0f} MB, {options.rounds or 200} questions of each kind\n")
+        measure(admin, rows, options.deliveries, options.rounds or 200)
+    finally:
+        for process in reversed(running):
+            process.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
