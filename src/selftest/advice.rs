@@ -112,8 +112,7 @@ fn rule(fault: &Fault) -> String {
 fn name(forgery: Forgery) -> &'static str {
     match forgery {
         Forgery::Flipped => "flipped_signature",
-        Forgery::Unsigned => "missing_signature",
-        Forgery::Empty => "empty_signature",
+        Forgery::Unsigned | Forgery::Empty => "missing_signature",
         Forgery::OtherKey => "other_key",
         Forgery::Changed => "changed_value",
         Forgery::Added => "unsigned_parameter",
@@ -404,7 +403,6 @@ mod tests {
         let forgeries = [
             Forgery::Flipped,
             Forgery::Unsigned,
-            Forgery::Empty,
             Forgery::OtherKey,
             Forgery::Changed,
             Forgery::Added,

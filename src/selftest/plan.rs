@@ -304,11 +304,8 @@ impl Planner<'_> {
         ] {
             let title = Text::new(format!("A signature {en} is found"), format!("能识别{zh}的签名"));
             let steps = dialect.signature.header.as_ref().map(|_| {
-                let kind =
-                    if position(dialect, ActionKind::Test).is_some() { ActionKind::Test } else { ActionKind::Create };
-                let action = position(dialect, kind).unwrap_or(create);
-                let call = Call { placement, ..call(dialect, action) };
-                vec![step(said(&dialect.actions[action], en, zh), call, Expect::Success)]
+                let call = Call { placement, ..call(dialect, create) };
+                vec![step(said(action, en, zh), call, Expect::Success)]
             });
             self.add(id, Group::Content, title, steps);
         }

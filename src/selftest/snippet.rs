@@ -26,7 +26,7 @@ pub const CONTENT_TYPE: [Snippet; 4] = all(
     "response.setContentType(\"application/json\");\n\
      response.getOutputStream().write(json.getBytes(UTF_8)); // getWriter() adds a charset",
     "res.writeHead(200, { 'Content-Type': 'application/json' }).end(JSON.stringify(reply));\n\
-     // Express: res.json() adds a charset; use res.set() on res.writeHead as above",
+     // Express: the same; res.json() adds a charset",
     "self.send_header(\"Content-Type\", \"application/json\")\n\
      # Django: JsonResponse, FastAPI: JSONResponse; Flask: Response(json.dumps(reply), mimetype=\"application/json\")",
 );

@@ -261,6 +261,8 @@ fn behind(contract: &ReplyContract, raw: &RawReply) -> Option<Fault> {
     let Delivery { answer, .. } = validate::validate(contract, raw.clone());
     match answer {
         Err(Rejection::BackendError { status }) => Some(Fault::Status(status)),
+        // A refusal is passed on with any 4xx; what is none is an error page.
+        Err(Rejection::BackendContract(_)) if raw.status.is_client_error() => Some(Fault::Status(raw.status.as_u16())),
         Err(Rejection::BackendContract(violation)) => Some(match &*violation.rule {
             "content_type" => Fault::ContentType(content_type(raw)),
             "redirect" | "status" => Fault::Status(raw.status.as_u16()),

@@ -143,6 +143,7 @@ fn behind_our_gateway_the_backends_reply_is_what_is_wrong() {
     assert_eq!(faults(Ok(&raw(200, Some("text/html"), MADE))), [Fault::ContentType(Some("text/html".into()))]);
     assert_eq!(faults(Ok(&raw(500, JSON, MADE))), [Fault::Status(500)]);
     assert_eq!(faults(Ok(&raw(302, JSON, MADE))), [Fault::Status(302)]);
+    assert_eq!(faults(Ok(&raw(400, JSON, "{}"))), [Fault::Status(400)]);
     assert!(matches!(&faults(Ok(&raw(200, JSON, "{")))[..], [Fault::Body(body)] if &*body.rule == "invalid_json"));
     assert_eq!(faults(Err(&CallError::TimedOut)), [Fault::TimedOut]);
     // The backend's reply was fine: what is wrong is our gateway's.
