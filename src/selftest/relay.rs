@@ -92,9 +92,9 @@ impl Relay {
         std::mem::take(&mut self.shared.passed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Holds the next answer back for so long.
-    pub fn hold(&self, time: Duration) {
-        *self.shared.hold.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    /// Holds the next answer back for so long; none with `None`.
+    pub fn hold(&self, time: Option<Duration>) {
+        *self.shared.hold.lock().unwrap_or_else(PoisonError::into_inner) = time;
     }
 }
 

@@ -297,8 +297,8 @@ impl Player<'_> {
 
     async fn send(&self, requests: Vec<Request>, manner: Manner) -> Result<Vec<Sent>, Text> {
         let patience = if manner == Manner::HangUp { HANG_UP } else { PATIENCE };
-        if let (Manner::Held, Some(own)) = (manner, &self.target.own) {
-            own.relay.hold(own.answer_within + BEYOND);
+        if let Some(own) = &self.target.own {
+            own.relay.hold((manner == Manner::Held).then(|| own.answer_within + BEYOND));
         }
         let calls = requests.into_iter().map(|request| async move {
             let header = request.header.as_ref().map(|(name, value)| (name.as_str(), value.as_str()));

@@ -200,11 +200,8 @@ impl Measure<'_> {
         let Some(instance) = &found.instance else { return };
         let is_before = self.before == Some(instance);
         match self.expect {
-            Expect::Same if self.before.is_some() => {
-                if !is_before {
-                    found.faults.push(Fault::SecondInstance);
-                }
-            }
+            Expect::Same if is_before => {}
+            Expect::Same if self.before.is_some() => found.faults.push(Fault::SecondInstance),
             Expect::Either if is_before => found.notes.push(Note::TrialForReal),
             _ if self.known.contains(instance) => found.faults.push(Fault::InstanceReused),
             _ => {}

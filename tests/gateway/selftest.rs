@@ -5,14 +5,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
+use spigate::config::scalar::Secret;
+use spigate::selftest::plan::{Options, plan};
+use spigate::selftest::report::{Overall, Summary, Verdict};
+use spigate::selftest::run::{Run, Stop};
+use spigate::selftest::target::Target;
 
 use crate::dialects::BAZAAR;
 use crate::examples::{Example, example};
 use crate::support::backend::{Backend, Seen, Step, json, raw, reply};
 use crate::support::gateway::{Gateway, Setup, without_settings};
-use crate::support::order::KEY;
+use crate::support::order::{KEY, dialect};
 use crate::support::process::{Process, free_port};
 use crate::support::{Directory, has_program, within_deadline};
 
@@ -577,4 +583,24 @@ async fn broken_answers_are_told_apart() {
     let backend = Arc::new(answering(|_, _| r#"{"success":true,"instanceId":"always-the-same"}"#.to_owned()).await);
     let ran = Bench::new().url(&backend.url("/"), &["--only", "two-purchases"]).await;
     assert_eq!(ran.rules("two-purchases"), ["instance_id_reused"]);
+}
+
+#[tokio::test]
+async fn what_no_time_is_left_for_is_reported_as_not_run() {
+    let backend = right().await;
+    let gateway = Gateway::over(&backend).await;
+    let dialect = dialect(CENTER).clone();
+    let url = format!("http://{}/spi", gateway.listen);
+    let target = Target::at(&url, dialect, Secret::new(KEY)).await.unwrap();
+    let window = (Duration::ZERO, Duration::ZERO);
+    let cases = plan(&target.dialect, &Options { own: Vec::new(), strict: false, window, can_hold: false });
+    let (_signals, stop) = tokio::sync::watch::channel(0);
+    let (stop, limit) = (Stop::new(stop), Some(Duration::ZERO));
+    let run = Run { target: &target, own: &[], limit, fail_fast: false, stop, progress: &|_, _, _| {} };
+    let played = run.play(&cases, "word").await;
+    assert_eq!(backend.count(), 0);
+    assert_eq!(played.entries.len(), cases.len());
+    assert!(played.entries.iter().all(|entry| entry.verdict == Verdict::NotRun));
+    assert!(played.entries[0].reason.as_ref().unwrap().en.contains("no time was left"));
+    assert_eq!(Summary::of(&played.entries).verdict(), Overall::Incomplete);
 }
