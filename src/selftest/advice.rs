@@ -76,8 +76,11 @@ pub fn finding(fault: &Fault, about: &About<'_>) -> Finding {
             &snippet::FRESH[..],
         ),
         Fault::LeftOver(ids) => (
-            Text::new("a trial's instance can be deleted at any time", "调试实例可随时删除"),
-            Text::new(format!("still there: {}", ids.join(", ")), format!("仍存在：{}", ids.join("、"))),
+            Text::new(
+                "every instance can be deleted, a trial's at any time; these could not",
+                "实例均可删除，调试实例随时可删；以下实例未能删除",
+            ),
+            Text::new(ids.join(", "), ids.join(", ")),
             Text::new(
                 "Remove them by hand, and see what the delete action answers above.",
                 "请手动清除，并查看上文删除动作的应答。",

@@ -187,14 +187,14 @@ impl Planner<'_> {
             Text::new("Expiry, and the same again: both succeed", "到期，重复到期通知：两次都成功"),
             twice(Expire),
         );
-        let cycle = |_| Some(vec![plain(Expire)?, plain(Renew)?, plain(Expire)?]);
+        let cycle = || Some(vec![plain(Expire)?, plain(Renew)?, plain(Expire)?]);
         add(
             "expire-renew-expire",
             Text::new(
                 "Expiry, renewal, expiry: the life of an instance is a cycle",
                 "到期 → 续费 → 再到期：生命周期可循环",
             ),
-            cycle(()),
+            cycle(),
         );
         add(
             "delete-after-expire",
@@ -209,7 +209,7 @@ impl Planner<'_> {
             ),
             twice(Delete),
         );
-        let unknown = |_| {
+        let unknown = || {
             let action = position(dialect, Renew).or_else(|| position(dialect, Upgrade))?;
             let call = Call { instance: Some(Instance::Invented), ..call(dialect, action) };
             let what = said(&dialect.actions[action], "of an instance that nobody made", "针对不存在的实例");
@@ -221,7 +221,7 @@ impl Planner<'_> {
                 "An instance that nobody made is answered in the protocol's form",
                 "针对不存在的实例，按协议格式应答",
             ),
-            unknown(()),
+            unknown(),
         );
         // A dialect may have more than one action of a kind, or actions of no kind.
         let first = |kind| position(dialect, kind);
