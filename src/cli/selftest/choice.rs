@@ -206,6 +206,6 @@ mod tests {
             |name: &str| check_fields(dialect, &[(name.to_owned(), "x".to_owned())]).map_err(|failure| failure.message);
         assert!(check("spec").is_ok());
         assert!(check("order_id").unwrap_err().contains("of their own"));
-        assert!(check("spce").unwrap_err().contains("qingcloud-appcenter has user_id"));
+        assert!(check("spce").unwrap_err().contains(" has user_id"));
     }
 }
