@@ -19,6 +19,7 @@ use crate::dialect::mac::SigningKey;
 use crate::dialect::request::Strictness;
 use crate::platform;
 use crate::run::Instance;
+use crate::server::inherited::Inherited;
 
 /// What is tested.
 pub struct Target {
@@ -89,12 +90,19 @@ impl Target {
             return Err(format!("no key of app {} verifies now: look at state, not_before and not_after", app.name));
         };
         let (key, secret) = (key.key.clone(), key.secret.clone());
-        let backend = direct(&app.backend);
+        let Some(configured) = &app.backend else {
+            return Err(format!(
+                "app {} has no [apps.backend]: try its notify URL with --url and --key-file",
+                app.name
+            ));
+        };
+        let backend = direct(configured);
         let client = Backend::new(&backend, config.limits.reply_bytes, None)?;
         let there = client.accepts(Instant::now() + REACHABLE_WITHIN).await;
         there.map_err(|error| format!("the backend of app {} cannot be called: {error}", app.name))?;
         let relay = Relay::start(client, backend.timeout).await.map_err(|error| format!("no port: {error}"))?;
-        app.backend = behind(backend, relay.address);
+        let (send, answer_within) = (backend.send, backend.answer_within);
+        app.backend = Some(behind(backend, relay.address));
         open_to_us(app);
         let mut target = Self {
             url: app.path.clone(),
@@ -105,8 +113,7 @@ impl Target {
             window: (app.freshness.max_age, app.freshness.max_future),
             own: None,
         };
-        let (name, send, answer_within) = (app.name.clone(), app.backend.send, app.backend.answer_within);
-        let (deliver_once, enforce) = (app.deliver_once, app.enforce);
+        let (name, deliver_once, enforce) = (app.name.clone(), app.deliver_once, app.enforce);
         config.listeners = vec![ListenConfig {
             name: "listen".to_owned(),
             address: ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
@@ -114,13 +121,14 @@ impl Target {
             proxy_protocol: false,
             tls: None,
         }];
+        config.companion = None;
         config.admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         // The vendor's journal is not to hold tests, and one process may serve from it.
         config.journal.location = Location::Memory;
         config.limits.failed_per_minute = None;
         config.shutdown.delay = Duration::ZERO;
         config.shutdown.grace = Duration::from_secs(1);
-        let gateway = Instance::start(config, None).await?;
+        let gateway = Instance::start(config, Inherited::default(), None).await?;
         target.url = format!("http://{}{}", gateway.listen, target.url);
         target.own = Some(Own { app: name, send, answer_within, deliver_once, enforce, relay, gateway });
         Ok(target)

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
-use crate::config::{PathPart, Route, Send};
+use crate::config::{BackendConfig, PathPart, Route, Send};
 use crate::dialect::Dialect;
 use crate::dialect::request::{SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
@@ -56,7 +56,8 @@ const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
 const X_SPI_DEBUG: HeaderName = HeaderName::from_static("x-spi-debug");
 const X_SPI_KEY_ID: HeaderName = HeaderName::from_static("x-spi-key-id");
 const X_SPI_ATTEMPT: HeaderName = HeaderName::from_static("x-spi-attempt");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header of a delivery's key.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -69,14 +70,18 @@ pub struct Template {
     action_param: HeaderName,
     time_param: HeaderName,
     fields: Vec<HeaderName>,
-    /// For each action: its target, where neither fields nor parameters are part of it.
+    /// For each action: its target, where neither fields nor parameters are part of it. Nothing
+    /// without a backend.
     targets: Vec<Option<Uri>>,
 }
 
 impl Template {
     /// Prepares an app's template.
     pub fn new(config: &crate::config::AppConfig) -> Self {
-        let fixed_target = matches!(config.backend.send, Send::Json | Send::Headers);
+        let target = |backend: &BackendConfig| {
+            let routes = backend.routes.iter();
+            routes.map(|route| target_without_values(backend, route)).collect()
+        };
         Self {
             app: header_value(&config.name),
             dialect: header_value(&config.dialect.name),
@@ -85,18 +90,29 @@ impl Template {
             action_param: param_header(&config.dialect.action_parameter),
             time_param: param_header(config.dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
             fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
-            targets: config
-                .backend
-                .routes
-                .iter()
-                .map(|route| target_without_values(config, route, fixed_target))
-                .collect(),
+            targets: config.backend.as_ref().map(target).unwrap_or_default(),
         }
+    }
+
+    /// The headers that the form `headers` may have, ours included.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        static OURS: [HeaderName; 8] = [
+            X_SPI_APP,
+            X_SPI_DIALECT,
+            X_SPI_ACTION,
+            X_SPI_DEBUG,
+            X_SPI_KEY_ID,
+            X_SPI_ATTEMPT,
+            X_REQUEST_ID,
+            IDEMPOTENCY_KEY,
+        ];
+        OURS.iter().chain([&self.action_param, &self.time_param]).chain(&self.fields)
     }
 }
 
-fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed: bool) -> Option<Uri> {
-    match (&route.path[..], &config.backend.endpoint.query) {
+fn target_without_values(backend: &BackendConfig, route: &Route) -> Option<Uri> {
+    let fixed = matches!(backend.send, Send::Json | Send::Headers);
+    match (&route.path[..], &backend.endpoint.query) {
         ([PathPart::Literal(path)], None) if fixed => path.parse().ok(),
         ([PathPart::Literal(path)], Some(query)) if fixed => format!("{path}?{query}").parse().ok(),
         _ => None,
@@ -108,19 +124,22 @@ fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed
 /// # Errors
 /// Only a target longer than `http::Uri` holds: decoded parameters, encoded anew, can be three
 /// times as long as they came. Everything else was checked with the configuration.
-pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
-    let dialect = &*app.config.dialect;
+pub fn normalize(
+    app: &App,
+    backend: &BackendConfig,
+    checked: &Checked,
+    attempt: &Attempt<'_>,
+) -> Result<Request<Full<Bytes>>, http::Error> {
     let request = checked.request();
     let action = request.action_index();
-    let backend = &app.config.backend;
     let route = &backend.routes[action];
     let uri = match &app.template.targets[action] {
         // Only JSON has room for undocumented parameters elsewhere than in the query.
         Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri.clone(),
-        _ => target(app, checked, route)?,
+        _ => target(app, backend, checked, route)?,
     };
     let body = match backend.send {
-        Send::Json => Bytes::from(json_body(dialect, request)),
+        Send::Json => Bytes::from(json_body(&app.config.dialect, request)),
         Send::Headers | Send::Query | Send::Raw => Bytes::new(),
     };
     let mut outgoing = Request::new(Full::new(body));
@@ -141,15 +160,45 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
         Send::Query | Send::Raw => {}
     }
     // Ours last, and set rather than added: whatever came before, these win.
+    put_ours(headers, app, checked, attempt)?;
+    Ok(outgoing)
+}
+
+/// The form `headers` alone, whatever the app's backend is sent: what a companion's ingress adds to
+/// the request that it holds. Undocumented parameters are in that one's query.
+///
+/// # Errors
+/// None in practice: an `Idempotency-Key` is visible ASCII.
+pub fn headers(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<HeaderMap, http::Error> {
+    let mut headers = HeaderMap::with_capacity(24);
+    put_params(&mut headers, app, checked.request());
+    put_ours(&mut headers, app, checked, attempt)?;
+    Ok(headers)
+}
+
+/// What of that can be said of a request that is not believed, for an app that is observed only.
+pub fn headers_of_observed(app: &App, request_id: &HeaderValue) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    put_app(&mut headers, app, request_id);
+    headers
+}
+
+fn put_app(headers: &mut HeaderMap, app: &App, request_id: &HeaderValue) {
     headers.insert(X_SPI_APP, app.template.app.clone());
     headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
+    headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+fn put_ours(headers: &mut HeaderMap, app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<(), http::Error> {
+    let (dialect, request) = (&*app.config.dialect, checked.request());
+    let action = request.action_index();
+    put_app(headers, app, attempt.request_id);
     headers.insert(X_SPI_ACTION, app.template.actions[action].clone());
     headers.insert(X_SPI_DEBUG, HeaderValue::from_static(boolean(request.is_debug(dialect))));
     headers.insert(X_SPI_KEY_ID, app.template.keys[checked.key()].clone());
     headers.insert(X_SPI_ATTEMPT, HeaderValue::from(attempt.number));
-    headers.insert(X_REQUEST_ID, attempt.request_id.clone());
     headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&attempt.idempotency_key)?);
-    Ok(outgoing)
+    Ok(())
 }
 
 /// The request as it came, signature and all, for an app that is observed only: what cannot be
@@ -159,12 +208,12 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
 /// Only a target longer than `http::Uri` holds.
 pub fn as_it_came(
     app: &App,
+    backend: &BackendConfig,
     received: &Received<'_>,
     incoming: &HeaderMap,
     request_id: &HeaderValue,
     client: Option<IpAddr>,
 ) -> Result<Request<Full<Bytes>>, http::Error> {
-    let backend = &app.config.backend;
     let mut target = backend.path.clone();
     let mut query = Query { target: &mut target, separator: '?' };
     for text in backend.endpoint.query.as_deref().into_iter().chain([received.query()]) {
@@ -183,9 +232,7 @@ pub fn as_it_came(
             headers.append(name, signature.clone());
         }
     }
-    headers.insert(X_SPI_APP, app.template.app.clone());
-    headers.insert(X_SPI_DIALECT, app.template.dialect.clone());
-    headers.insert(X_REQUEST_ID, request_id.clone());
+    put_app(headers, app, request_id);
     Ok(outgoing)
 }
 
@@ -211,7 +258,7 @@ pub fn passed_on(incoming: &HeaderMap, app: &App, client: Option<IpAddr>) -> Hea
         keep(&TRACEPARENT);
         keep(&TRACESTATE);
     }
-    if app.config.backend.send == Send::Raw
+    if app.config.backend.as_ref().is_some_and(|backend| backend.send == Send::Raw)
         && let Some(name) = &app.config.dialect.signature.header
     {
         keep(name);
@@ -250,7 +297,7 @@ fn is_traceparent(value: &HeaderValue) -> bool {
         && not_zero(36..52)
 }
 
-fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
+fn target(app: &App, backend: &BackendConfig, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
     let dialect = &*app.config.dialect;
     let request = checked.request();
     let mut target = String::with_capacity(checked.query().len() + 64);
@@ -264,10 +311,10 @@ fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Erro
         }
     }
     let mut query = Query { target: &mut target, separator: '?' };
-    match app.config.backend.send {
+    match backend.send {
         Send::Raw => query.raw(checked.query()),
         send => {
-            if let Some(own) = &app.config.backend.endpoint.query {
+            if let Some(own) = &backend.endpoint.query {
                 query.raw(own);
             }
             if send == Send::Query {
