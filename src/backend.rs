@@ -27,6 +27,7 @@ mod probe;
 mod reply;
 pub mod tls;
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -82,6 +83,18 @@ pub enum CallError {
     /// The request was sent; no complete reply came in time.
     TimedOut,
 }
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(cause) => write!(f, "no connection: {cause}"),
+            Self::Broken(cause) => write!(f, "the reply broke off: {cause}"),
+            Self::TimedOut => f.write_str("no complete reply in time"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
 
 impl Backend {
     /// Prepares a backend; connects to nothing yet, except that it probes where it is told to,

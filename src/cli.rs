@@ -10,6 +10,7 @@ pub mod explain;
 pub mod healthcheck;
 pub mod journal;
 pub mod man;
+pub mod selftest;
 pub mod serve;
 pub mod sign;
 pub mod signing;
@@ -45,6 +46,8 @@ enum Command {
     Sign(sign::Sign),
     /// Call a notify URL as the platform does, and judge the reply as the platform does
     Call(call::Call),
+    /// Play the platform against a backend, case by case, and report what it would have made of it
+    Selftest(selftest::Selftest),
     /// Show what a signed URL says, whether it verifies, and if not, why
     Explain(explain::Explain),
     /// See what became of deliveries, and decide about those in doubt
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Sign(command) => command.run(),
         Command::Call(command) => command.run(),
+        Command::Selftest(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Journal(command) => command.run(),
         Command::Healthcheck(command) => command.run(),

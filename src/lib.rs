@@ -32,6 +32,7 @@ pub mod query;
 pub mod rejection;
 pub mod reload;
 pub mod run;
+pub mod selftest;
 pub mod served;
 pub mod server;
 pub mod stage;

@@ -1,5 +1,6 @@
 //! The marketplace's side: signs requests as the platform does, calls a notify URL, and judges
-//! the reply as the platform judges it. Used by `sign`, `call` and `demo`.
+//! the reply as the platform judges it. Used by `sign`, `call`, `demo` and
+//! `selftest`.
 
 use std::fmt;
 use std::time::Duration;
@@ -175,7 +176,8 @@ impl Signed {
     }
 }
 
-fn wire(text: &str) -> String {
+/// A name or value as the platform puts it on the wire.
+pub(crate) fn wire(text: &str) -> String {
     utf8_percent_encode(text, WIRE).to_string().replace(' ', "+")
 }
 
@@ -192,25 +194,10 @@ pub struct Reply {
 /// # Errors
 /// A URL that cannot be called, as text; or how the call failed.
 pub async fn call(url: &str, header: Option<(&str, &str)>, patience: Duration) -> Result<Reply, CallFailure> {
-    let (endpoint, path) = Endpoint::parse(url).map_err(|what| CallFailure::Url(what.to_owned()))?;
+    let (client, endpoint, path) = client(url, patience)?;
     let target = endpoint.query.as_ref().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-    let authority = endpoint.authority.clone();
-    let config = BackendConfig {
-        endpoint,
-        failover: Vec::new(),
-        send: Send::Raw,
-        answer_within: patience,
-        timeout: patience,
-        connect_timeout: patience,
-        keep_alive: Duration::ZERO,
-        path,
-        tls: BackendTls::default(),
-        circuit: CircuitConfig::OFF,
-        probe: None,
-        routes: Vec::new(),
-    };
+    let authority = endpoint.authority;
     let unusable = |error: &dyn fmt::Display| CallFailure::Url(error.to_string());
-    let client = Backend::new(&config, LONGEST_REPLY, None).map_err(|error| unusable(&error))?;
     let target = target.parse::<Uri>().map_err(|error| unusable(&error))?;
     let mut request = Outgoing::new(Method::GET, &target, &authority);
     request.header(&USER_AGENT, &HeaderValue::from_static("spigate"));
@@ -222,6 +209,36 @@ pub async fn call(url: &str, header: Option<(&str, &str)>, patience: Duration) -
     let begun = Instant::now();
     let raw = client.call(request, begun + patience).await.map_err(CallFailure::Call)?;
     Ok(Reply { raw, took: begun.elapsed() })
+}
+
+/// Whether anybody accepts a connection at a notify URL. Nothing is sent.
+///
+/// # Errors
+/// A URL that cannot be called, or nobody there.
+pub async fn reach(url: &str, patience: Duration) -> Result<(), CallFailure> {
+    let (client, ..) = client(url, patience)?;
+    client.accepts(Instant::now() + patience).await.map_err(CallFailure::Call)
+}
+
+/// A client of a URL, as the platform is one; where that is, and its path.
+fn client(url: &str, patience: Duration) -> Result<(Backend, Endpoint, String), CallFailure> {
+    let (endpoint, path) = Endpoint::parse(url).map_err(|what| CallFailure::Url(what.to_owned()))?;
+    let config = BackendConfig {
+        endpoint: endpoint.clone(),
+        failover: Vec::new(),
+        send: Send::Raw,
+        answer_within: patience,
+        timeout: patience,
+        connect_timeout: patience,
+        keep_alive: Duration::ZERO,
+        path: path.clone(),
+        tls: BackendTls::default(),
+        circuit: CircuitConfig::OFF,
+        probe: None,
+        routes: Vec::new(),
+    };
+    let client = Backend::new(&config, LONGEST_REPLY, None).map_err(CallFailure::Url)?;
+    Ok((client, endpoint, path))
 }
 
 /// Why there is no reply.
@@ -237,9 +254,7 @@ impl fmt::Display for CallFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(what) => write!(f, "the URL {what}"),
-            Self::Call(CallError::Unreachable(cause)) => write!(f, "no connection: {cause}"),
-            Self::Call(CallError::Broken(cause)) => write!(f, "the reply broke off: {cause}"),
-            Self::Call(CallError::TimedOut) => f.write_str("no complete reply in time"),
+            Self::Call(error) => error.fmt(f),
         }
     }
 }

@@ -77,11 +77,13 @@ impl Outgoing {
 
     /// Nothing more is added.
     pub(super) fn write(self) -> Written {
-        let Self { head: mut bytes, host, traced, body, .. } = self;
+        let Self { method, head: mut bytes, host, traced, body } = self;
         for (name, value) in &traced {
             put_line(&mut bytes, name, value.as_bytes());
         }
-        if !body.is_empty() {
+        // A method that has a body has a length, even of none: some servers ask for it (411).
+        if !body.is_empty() || matches!(method, Method::POST | Method::PUT | Method::PATCH) {
+            // Writing to a Vec cannot fail.
             let _ = write!(bytes, "{CONTENT_LENGTH}: {}\r\n", body.len());
         }
         bytes.extend_from_slice(LINE_END);
@@ -142,6 +144,16 @@ mod tests {
         for host in ["[::1]:8080", "b", "a.example"] {
             written.rename(&value(host));
             assert_eq!(text(&written), format!("POST /spi/renew?a=b HTTP/1.1\r\nhost: {host}\r\n{rest}"));
+        }
+    }
+
+    #[test]
+    fn a_method_that_has_a_body_tells_the_length_of_none() {
+        for (method, tells) in
+            [(Method::GET, false), (Method::DELETE, false), (Method::POST, true), (Method::PUT, true)]
+        {
+            let request = Outgoing::new(method.clone(), &"/".parse().unwrap(), &HeaderValue::from_static("h"));
+            assert_eq!(text(&request.write()).contains("\r\ncontent-length: 0\r\n"), tells, "{method}");
         }
     }
 

@@ -89,7 +89,7 @@ impl Source {
 
 /// The form of what is printed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     /// For humans
     Table,
     /// For programs: one array

@@ -174,7 +174,7 @@ pub fn read_key(path: &std::path::Path) -> Result<Secret, Failure> {
     read_secret(path).map_err(|error| Failure::unusable(format!("{}: cannot be read: {error}", path.display())))
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(super) fn name_and_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }

@@ -59,6 +59,64 @@ pub fn redact(value: &mut Value) {
     }
 }
 
+/// Hides credentials in text that is not JSON but may hold some, or a part of it: what stands after
+/// the name of one.
+pub fn redact_loosely(text: &str) -> String {
+    let urls = redact_urls(text);
+    let mut rest = &*urls;
+    let mut out = String::with_capacity(rest.len());
+    let is_part = |char: char| char.is_alphanumeric() || matches!(char, '_' | '-');
+    while let Some(begin) = rest.find(is_part) {
+        let word = &rest[begin..];
+        let word = &word[..word.find(|char| !is_part(char)).unwrap_or(word.len())];
+        let (before, after) = rest.split_at(begin + word.len());
+        out.push_str(before);
+        rest = after;
+        let value = after_separator(rest);
+        let separator = &rest[..rest.len() - value.len()];
+        if is_credential(word) && separator.contains([':', '=', '>']) {
+            out.push_str(separator);
+            let quote = separator.chars().last().filter(|char| matches!(char, '"' | '\'' | ';'));
+            rest = &value[end_of_value(value, quote)..];
+            if rest.len() < value.len() {
+                out.push_str(REDACTED);
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What follows the punctuation between a name and its value.
+fn after_separator(text: &str) -> &str {
+    let mut rest = text;
+    loop {
+        let next = rest.trim_start_matches([' ', '\t', '"', '\'', ':', '=', '>', '\\']);
+        let next = next.strip_prefix("&quot;").or_else(|| next.strip_prefix("&#34;")).unwrap_or(next);
+        if next.len() == rest.len() {
+            return rest;
+        }
+        rest = next;
+    }
+}
+
+/// Where a value ends: at the quote that it began with, or at any punctuation.
+fn end_of_value(value: &str, quote: Option<char>) -> usize {
+    let mut escaped = false;
+    let end = value.char_indices().find(|&(_, char)| {
+        let ends = match quote {
+            _ if matches!(char, '\r' | '\n') => true,
+            _ if escaped => false,
+            Some(';') => char == '&',
+            Some(quote) => char == quote,
+            None => char.is_whitespace() || matches!(char, '"' | '\'' | ',' | '&' | '<' | '}' | ']' | ';'),
+        };
+        escaped = char == '\\' && !escaped;
+        ends
+    });
+    end.map_or(value.len(), |(at, _)| at)
+}
+
 /// Hides a value, whatever it is; one that says nothing may stay.
 fn hide(value: &mut Value) {
     let says_nothing = match value {
@@ -177,6 +235,26 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(redact_text(before).as_deref().unwrap_or(before), after);
+        }
+    }
+
+    #[test]
+    fn hides_credentials_in_what_only_looks_like_json() {
+        for (before, after) in [
+            ("Notice: x\n{\"password\":\"a \\\" b, c\",\"id\":1}", "Notice: x\n{\"password\":\"(redacted)\",\"id\":1}"),
+            ("{\"password\": \"cut of", "{\"password\": \"(redacted)"),
+            ("&quot;password&quot;:&quot;x y&quot;,", "&quot;password&quot;:&quot;(redacted)&quot;,"),
+            ("password=x&next=/", "password=(redacted)&next=/"),
+            ("<b>Password</b>: hunter2 <i>", "<b>Password</b>: hunter2 <i>"),
+            ("api_key = s3cret; id = 7", "api_key = (redacted); id = 7"),
+            ("'token': 7, 'a': 1", "'token': (redacted), 'a': 1"),
+            ("the password was wrong", "the password was wrong"),
+            ("密码：x", "密码：x"),
+            ("\"密码\":\"x\"", "\"密码\":\"(redacted)\""),
+            ("https://u:p@h/?token=x", "https://(redacted)@h/?token=(redacted)"),
+            ("", ""),
+        ] {
+            assert_eq!(redact_loosely(before), after);
         }
     }
 }

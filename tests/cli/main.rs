@@ -254,7 +254,7 @@ fn call_fails_where_the_platform_would_come_again() {
 #[test]
 fn help_names_every_command() {
     let text = out(&spigate(&["--help"]));
-    for command in ["serve", "demo", "sign", "call", "explain", "journal", "check-config"] {
+    for command in ["serve", "demo", "sign", "call", "selftest", "explain", "journal", "check-config"] {
         assert!(text.contains(command), "{text}");
     }
 }

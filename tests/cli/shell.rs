@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use crate::{err, out, spigate};
 
-const COMMANDS: [&str; 9] =
-    ["serve", "demo", "sign", "call", "explain", "journal", "check-config", "completions", "man"];
+const COMMANDS: [&str; 10] =
+    ["serve", "demo", "sign", "call", "selftest", "explain", "journal", "check-config", "completions", "man"];
 
 /// What a program says to this input; `None`, by name, where it is missing, but never in CI.
 fn asked(program: &str, arguments: &[&str], input: &[u8]) -> Option<Output> {

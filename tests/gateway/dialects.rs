@@ -7,7 +7,7 @@ use crate::support::gateway::Setup;
 use crate::support::order::Order;
 
 /// A marketplace that nobody runs: every choice differs from the built-in ones.
-const BAZAAR: &str = r#"
+pub(crate) const BAZAAR: &str = r#"
 name = "bazaar"
 title = "An invented marketplace"
 

@@ -11,19 +11,60 @@ use crate::support::order::{Order, dialect};
 use crate::support::process::{Process, free_port};
 use crate::support::{Directory, has_program};
 
-fn example(file: &str) -> PathBuf {
+/// A file of the examples.
+pub(crate) fn example(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/backends").join(file)
 }
 
-async fn lives_a_life(command: impl Fn(u16, &Directory) -> Command) {
-    let directory = Directory::new();
-    let address = free_port();
-    let _backend =
-        Process::start(&mut command(address.port(), &directory), address, directory.path().join("log")).await;
+/// A backend of the examples.
+#[derive(Clone, Copy)]
+pub(crate) enum Example {
+    Python,
+    Node,
+    Java,
+    Php,
+}
+
+impl Example {
+    /// Starts it: the program, and its URL. `None`, by name, where its language is missing.
+    pub(crate) async fn start(self) -> Option<(Running, String)> {
+        let program = match self {
+            Self::Python => "python3",
+            Self::Node => "node",
+            Self::Java => "java",
+            Self::Php => "php",
+        };
+        if !has_program(program) {
+            return None;
+        }
+        let (directory, address) = (Directory::new(), free_port());
+        let mut command = Command::new(program);
+        match self {
+            Self::Python => command.arg(example("python/backend.py")).arg(address.port().to_string()),
+            Self::Node => command.arg(example("node/backend.mjs")).arg(address.port().to_string()),
+            Self::Java => command.arg(example("java/Backend.java")).arg(address.port().to_string()),
+            Self::Php => command
+                .args(["-S", &address.to_string()])
+                .arg(example("php/backend.php"))
+                .env("STATE", directory.path().join("state.json")),
+        };
+        let process = Process::start(&mut command, address, directory.path().join("log")).await;
+        Some((Running { _process: process, _directory: directory }, format!("http://{address}/internal/spi")))
+    }
+}
+
+/// A running example and where it keeps its files.
+pub(crate) struct Running {
+    _process: Process,
+    _directory: Directory,
+}
+
+async fn lives_a_life(example: Example) {
+    let Some((_running, url)) = example.start().await else { return };
     for (name, suffix, extra) in
         [("qingcloud-appcenter", "AppInstance", "appInfo"), ("qingcloud-market", "Instance", "instanceInfo")]
     {
-        let gateway = Setup::to(format!("http://{address}/internal/spi")).dialect(name).start().await;
+        let gateway = Setup::to(url.clone()).dialect(name).start().await;
         let create = Order::of(dialect(name), &format!("Create{suffix}"));
         let created = succeed(&gateway, &create).await;
         let instance = created["instanceId"].as_str().unwrap();
@@ -54,49 +95,20 @@ async fn succeed(gateway: &Gateway, order: &Order<'_>) -> Value {
 
 #[tokio::test]
 async fn python() {
-    if has_program("python3") {
-        lives_a_life(|port, _| {
-            let mut command = Command::new("python3");
-            command.arg(example("python/backend.py")).arg(port.to_string());
-            command
-        })
-        .await;
-    }
+    lives_a_life(Example::Python).await;
 }
 
 #[tokio::test]
 async fn node() {
-    if has_program("node") {
-        lives_a_life(|port, _| {
-            let mut command = Command::new("node");
-            command.arg(example("node/backend.mjs")).arg(port.to_string());
-            command
-        })
-        .await;
-    }
+    lives_a_life(Example::Node).await;
 }
 
 #[tokio::test]
 async fn java() {
-    if has_program("java") {
-        lives_a_life(|port, _| {
-            let mut command = Command::new("java");
-            command.arg(example("java/Backend.java")).arg(port.to_string());
-            command
-        })
-        .await;
-    }
+    lives_a_life(Example::Java).await;
 }
 
 #[tokio::test]
 async fn php() {
-    if has_program("php") {
-        lives_a_life(|port, directory| {
-            let mut command = Command::new("php");
-            command.args(["-S", &format!("127.0.0.1:{port}")]).arg(example("php/backend.php"));
-            command.env("STATE", directory.path().join("state.json"));
-            command
-        })
-        .await;
-    }
+    lives_a_life(Example::Php).await;
 }

@@ -48,6 +48,7 @@ mod reload;
 mod restart;
 mod retention;
 mod scan;
+mod selftest;
 mod signature;
 mod slow;
 mod stopped;

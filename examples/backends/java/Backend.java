@@ -1,4 +1,4 @@
-// A vendor's backend behind spigate, send = "json". Java 17, the JDK only.
+// A vendor's backend behind spigate, for every form of `send`. Java 17, the JDK only.
 //
 // Run: java Backend.java [port]
 
@@ -6,6 +6,7 @@ import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
 import java.io.IOException;
 import java.net.InetSocketAddress;
+import java.net.URLDecoder;
 import java.nio.charset.StandardCharsets;
 import java.util.HashMap;
 import java.util.Map;
@@ -29,14 +30,14 @@ public class Backend {
     }
 
     static void handle(HttpExchange exchange) throws IOException {
-        String order = new String(exchange.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
+        String instance = instance(exchange);
         String action = exchange.getRequestHeaders().getFirst("X-Spi-Action");
         String key = exchange.getRequestHeaders().getFirst("Idempotency-Key");
         String reply;
         synchronized (answered) {
             reply = answered.get(key);
             if (reply == null) {
-                reply = answer(action, order);
+                reply = answer(action, instance);
                 if (reply.startsWith("{\"success\":true") && action.matches("(Create|Renew|Upgrade).*")) {
                     answered.put(key, reply);
                 }
@@ -50,10 +51,9 @@ public class Backend {
     }
 
     /** What the platform is told. */
-    static String answer(String action, String order) {
+    static String answer(String action, String id) {
         if (action.equals("TestConnection")) return DONE;
-        if (action.startsWith("Create")) return create(action, order);
-        String id = text(order, "instance_id");
+        if (action.startsWith("Create")) return create(action);
         // Expire and delete can come anew under a known Idempotency-Key (journal off, or lost): never skip
         // them because the key is known, make them harmless to repeat.
         if (action.startsWith("Expire")) {
@@ -72,7 +72,7 @@ public class Backend {
         return refusal("unknown action");
     }
 
-    static String create(String action, String order) {
+    static String create(String action) {
         String id = "ins-" + UUID.randomUUID();
         instances.put(id, "running");
         String login = "\"username\":\"admin\",\"password\":\"" + UUID.randomUUID() + "\"";
@@ -87,9 +87,16 @@ public class Backend {
         return "{\"success\":false,\"message\":\"" + message + "\"}";
     }
 
-    /** A member of the flat object. The JDK reads no JSON; a real backend has a library that does. */
-    static String text(String order, String name) {
-        Matcher member = Pattern.compile('"' + name + "\":\"([^\"\\\\]*)\"").matcher(order);
-        return member.find() ? member.group(1) : "";
+    /** The instance that it is about. A real backend has only the form that its configuration says. */
+    static String instance(HttpExchange exchange) throws IOException {
+        // send = "json"; the JDK reads none, a real backend has a library that does.
+        String order = new String(exchange.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
+        Matcher member = Pattern.compile("\"instance_id\":\"([^\"\\\\]*)\"").matcher(order);
+        if (member.find()) return member.group(1);
+        String header = exchange.getRequestHeaders().getFirst("X-Spi-Param-Instance-Id"); // "headers"
+        if (header != null) return URLDecoder.decode(header, StandardCharsets.UTF_8);
+        String query = String.valueOf(exchange.getRequestURI().getRawQuery()); // "query", "raw"
+        Matcher parameter = Pattern.compile("(?:^|&)instance_id=([^&]*)").matcher(query);
+        return parameter.find() ? URLDecoder.decode(parameter.group(1), StandardCharsets.UTF_8) : "";
     }
 }

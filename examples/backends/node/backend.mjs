@@ -1,4 +1,4 @@
-// A vendor's backend behind spigate, send = "json". Node, no packages.
+// A vendor's backend behind spigate, for every form of `send`. Node, no packages.
 //
 // Run: node backend.mjs [port]
 
@@ -42,10 +42,21 @@ function answer(action, order) {
   return { success: false, message: "unknown action" };
 }
 
-const server = createServer(async (request, response) => {
+// The order. A real backend has only the form that its configuration says.
+async function read(request) {
   const chunks = [];
   for await (const chunk of request) chunks.push(chunk);
-  const order = JSON.parse(Buffer.concat(chunks).toString("utf8"));
+  if (request.method === "POST") return JSON.parse(Buffer.concat(chunks).toString("utf8")); // send = "json"
+  const order = Object.fromEntries(new URL(request.url, "http://backend").searchParams); // "query", "raw"
+  for (const [name, value] of Object.entries(request.headers)) {
+    const field = name.match(/^x-spi-param-(.*)/)?.[1]; // "headers"
+    if (field) order[field.replaceAll("-", "_")] = decodeURIComponent(value);
+  }
+  return order;
+}
+
+const server = createServer(async (request, response) => {
+  const order = await read(request);
   const { "x-spi-action": action, "idempotency-key": key } = request.headers;
   let reply = answered.get(key);
   if (!reply) {

@@ -1,5 +1,5 @@
 <?php
-// A vendor's backend behind spigate, send = "json". PHP 8, no packages.
+// A vendor's backend behind spigate, for every form of `send`. PHP 8, no packages.
 //
 // Run: php -S 127.0.0.1:9000 backend.php
 //
@@ -56,7 +56,13 @@ function answer(string $action, array $order, array &$state): array
     return ['success' => false, 'message' => 'unknown action'];
 }
 
-$order = json_decode(file_get_contents('php://input'), true);
+// The order. A real backend has only the form that its configuration says.
+$order = $_SERVER['REQUEST_METHOD'] === 'POST' ? json_decode(file_get_contents('php://input'), true) : $_GET;
+foreach ($_SERVER as $name => $value) {
+    if (str_starts_with($name, 'HTTP_X_SPI_PARAM_')) { // send = "headers"
+        $order[strtolower(substr($name, 17))] = rawurldecode($value);
+    }
+}
 $action = $_SERVER['HTTP_X_SPI_ACTION'];
 $key = $_SERVER['HTTP_IDEMPOTENCY_KEY'];
 $reply = $state['answered'][$key] ?? null;

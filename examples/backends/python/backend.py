@@ -1,4 +1,4 @@
-"""A vendor's backend behind spigate, send = "json". Python 3, standard library only.
+"""A vendor's backend behind spigate, for every form of `send`. Python 3, standard library only.
 
 Run: python3 backend.py [port]
 """
@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 instances = {}  # A real backend has a database for both.
 answered = {}  # Idempotency-Key -> the answer that was given
@@ -50,12 +51,23 @@ def answer(action, order):
     return {"success": False, "message": "unknown action"}
 
 
+def read(request):
+    """The order. A real backend has only the form that its configuration says."""
+    if request.command == "POST":  # send = "json"
+        return json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+    order = dict(parse_qsl(urlsplit(request.path).query, keep_blank_values=True))  # "query", "raw"
+    for name, value in request.headers.items():  # "headers"
+        if name.lower().startswith("x-spi-param-"):
+            order[name[12:].lower().replace("-", "_")] = unquote(value)
+    return order
+
+
 class Backend(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # Head and body leave together, not 40 ms apart.
 
     def do_POST(self):
-        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        order = read(self)
         action, key = self.headers["X-Spi-Action"], self.headers["Idempotency-Key"]
         with lock:
             reply = answered.get(key)
@@ -69,6 +81,8 @@ class Backend(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_GET = do_POST
 
 
 if __name__ == "__main__":
