@@ -75,7 +75,8 @@ struct Client {
     poll: OwnedFd,
     timer: OwnedFd,
     callers: Vec<Caller>,
-    idle: Vec<usize>,
+    /// In turn, so that all connections are used.
+    idle: VecDeque<usize>,
     requests: Requests,
     expected: Expected,
     watched: Vec<u32>,
@@ -104,7 +105,7 @@ pub(crate) fn main(options: &Options<'_>) {
         .collect();
     let watched = options.get("watch").unwrap_or("").split(',').filter(|pid| !pid.is_empty());
     let mut client = Client {
-        idle: (0..callers.len()).rev().collect(),
+        idle: (0..callers.len()).collect(),
         watched: watched.map(|pid| pid.parse().unwrap()).collect(),
         requests: Requests::new(options),
         expected: Expected::new(options),
@@ -124,6 +125,7 @@ impl Client {
     fn slice(&mut self, seconds: f64, rate: f64) {
         let mut slice =
             Slice { latencies: Histogram::new(), answered: 0, wrong: 0, first_wrong: String::new() };
+        self.requests.prepare();
         let spent = self.cpu_ticks();
         let begun = Instant::now();
         let end = begun + Duration::from_secs_f64(seconds);
@@ -131,7 +133,7 @@ impl Client {
         let mut sent = 0_u32;
         let pause = if rate > 0.0 { Duration::from_secs_f64(1.0 / rate) } else { Duration::ZERO };
         if rate == 0.0 {
-            for place in std::mem::take(&mut self.idle).into_iter().rev() {
+            for place in std::mem::take(&mut self.idle) {
                 self.ask(place, begun);
             }
         }
@@ -143,7 +145,7 @@ impl Client {
                     due.push_back(begun + pause * sent);
                     sent += 1;
                 }
-                while !due.is_empty() && let Some(place) = self.idle.pop() {
+                while !due.is_empty() && let Some(place) = self.idle.pop_front() {
                     self.ask(place, due.pop_front().unwrap());
                 }
             }
@@ -165,7 +167,7 @@ impl Client {
                     if rate == 0.0 && now < end {
                         self.ask(place, now);
                     } else {
-                        self.idle.push(place);
+                        self.idle.push_back(place);
                     }
                 }
             }
@@ -189,7 +191,7 @@ impl Client {
     /// Sends the next request, unless there is none left.
     fn ask(&mut self, place: usize, due: Instant) {
         let Some(request) = self.requests.take() else {
-            self.idle.push(place);
+            self.idle.push_back(place);
             return;
         };
         let caller = &mut self.callers[place];
@@ -218,7 +220,7 @@ impl Client {
         if whole != caller.input.len() || !self.expected.is(&self.requests.order(request), head, body) {
             slice.wrong += 1;
             if slice.first_wrong.is_empty() {
-                slice.first_wrong = String::from_utf8_lossy(&caller.input).chars().take(600).collect();
+                slice.first_wrong = readable(&caller.input);
             }
         }
         caller.input.clear();
@@ -238,6 +240,12 @@ impl Client {
     fn cpu_ticks(&self) -> u64 {
         self.watched.iter().map(|pid| ticks(&std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap())).sum()
     }
+}
+
+/// The beginning of a message, so that Rust and JSON quote it alike.
+fn readable(bytes: &[u8]) -> String {
+    let plain = |byte: &u8| if byte.is_ascii_graphic() || b" \r\n".contains(byte) { char::from(*byte) } else { '?' };
+    bytes.iter().take(600).map(plain).collect()
 }
 
 fn ticks(stat: &str) -> u64 {

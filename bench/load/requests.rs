@@ -16,41 +16,56 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove
 pub(crate) struct Requests {
     bytes: Vec<Vec<u8>>,
     next: usize,
-    /// Whether the first follows on the last.
-    repeats: bool,
+    orders: Option<Orders>,
+}
+
+/// Makes orders that nobody has seen yet.
+struct Orders {
+    path: String,
+    /// Unsigned, in canonical form, with `{}` for the number.
+    query: String,
+    key: Hmac<Sha256>,
+    /// How many are enough for a slice.
+    count: usize,
+    number: u64,
 }
 
 impl Requests {
     /// `--targets FILE`: one target on a line, taken in turn, again and again.
-    /// `--orders N --first N --key KEY`: a target with `ord-{}` for the order's number and without a
-    /// signature stands in the file; each number is used once.
+    /// `--orders N --first N --key KEY`: in the file stands one target without a signature, with
+    /// `ord-{}` for the order's number; N are signed before each slice, and each is used once.
     pub(crate) fn new(options: &Options<'_>) -> Self {
         let file = options.get("targets").expect("--targets FILE");
         let text = std::fs::read_to_string(file).unwrap();
-        let headers = "Host: 127.0.0.1\r\n";
-        let request = |target: &str| format!("GET {target} HTTP/1.1\r\n{headers}\r\n").into_bytes();
-        let Some(orders) = options.get("orders") else {
-            let bytes: Vec<_> = text.lines().map(request).collect();
-            assert!(!bytes.is_empty(), "{file} is empty");
-            return Self { bytes, next: 0, repeats: true };
-        };
-        let (orders, first) = (orders.parse::<u64>().unwrap(), options.number("first", 1));
-        let key = Hmac::<Sha256>::new_from_slice(options.get("key").expect("--key KEY").as_bytes()).unwrap();
+        let bytes: Vec<_> = text.lines().map(request).collect();
+        assert!(!bytes.is_empty(), "{file} is empty");
+        let Some(orders) = options.get("orders") else { return Self { bytes, next: 0, orders: None } };
         let (path, query) = text.trim_end().split_once('?').unwrap();
-        let bytes = (first..first + orders).map(|number| {
-            let query = query.replace("{}", &format!("{number:0DIGITS$}"));
-            let mut mac = key.clone();
-            mac.update(format!("GET\n{query}").as_bytes());
-            let signature = STANDARD.encode(mac.finalize().into_bytes());
-            request(&format!("{path}?{query}&signature={}", utf8_percent_encode(&signature, UNRESERVED)))
-        });
-        Self { bytes: bytes.collect(), next: 0, repeats: false }
+        let orders = Orders {
+            path: path.to_owned(),
+            query: query.to_owned(),
+            key: Hmac::new_from_slice(options.get("key").expect("--key KEY").as_bytes()).unwrap(),
+            count: orders.parse().unwrap(),
+            number: options.number("first", 1),
+        };
+        Self { bytes: Vec::new(), next: 0, orders: Some(orders) }
+    }
+
+    /// Before the clock of a slice runs.
+    pub(crate) fn prepare(&mut self) {
+        if let Some(orders) = &mut self.orders {
+            self.bytes.drain(..self.next);
+            self.next = 0;
+            while self.bytes.len() < orders.count {
+                self.bytes.push(orders.sign());
+            }
+        }
     }
 
     /// The next one's place, or nothing when all are used.
     pub(crate) fn take(&mut self) -> Option<usize> {
         if self.next == self.bytes.len() {
-            if !self.repeats {
+            if self.orders.is_some() {
                 return None;
             }
             self.next = 0;
@@ -67,4 +82,19 @@ impl Requests {
     pub(crate) fn order(&self, place: usize) -> [u8; DIGITS] {
         order_in(&self.bytes[place])
     }
+}
+
+impl Orders {
+    fn sign(&mut self) -> Vec<u8> {
+        let query = self.query.replace("{}", &format!("{:0DIGITS$}", self.number));
+        self.number += 1;
+        let mut mac = self.key.clone();
+        mac.update(format!("GET\n{query}").as_bytes());
+        let signature = STANDARD.encode(mac.finalize().into_bytes());
+        request(&format!("{}?{query}&signature={}", self.path, utf8_percent_encode(&signature, UNRESERVED)))
+    }
+}
+
+fn request(target: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").into_bytes()
 }
