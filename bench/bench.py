@@ -56,6 +56,7 @@ def main():
     parser.add_argument("--rows", type=int, default=10_000_000, help="of growth: most rows of a journal")
     parser.add_argument("--readme", action="store_true", help="writes the tables into README and docs")
     parser.add_argument("--directory", help="where journals lie while they are measured; a real disk")
+    parser.add_argument("--dev", action="store_true", help="with --smoke: the binaries of the dev profile")
     parser.add_argument("--binaries", default=os.path.join(ROOT, "target", "release"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     binaries = {"spigate": program(options.binaries, "spigate")} | {
@@ -73,6 +74,8 @@ def main():
                            ("haproxy", shutil.which("haproxy"))):
         if not is_there:
             print(f"skipped: {name}", file=sys.stderr)
+    if options.dev and not options.smoke:
+        parser.error("--dev is for --smoke: a dev build measures nothing")
     if options.smoke:
         with House(binaries, options.directory) as house, compare.candidates(house, orders=2000) as loads:
             compare.rounds(1, loads, lambda candidate: candidate.load.slice(0.2))

@@ -182,7 +182,7 @@ backend b
         if tls:
             text += f'listen.tls = {{ certificate = "{tls[0]}", key = "{tls[1]}" }}\n'
         text += f'log.access = {str(access).lower()}\nshutdown.delay = "0s"\nshutdown.grace = "3s"\n'
-        text += f'limits.idle_timeout = "600s"\n{limits}\n'
+        text += f'limits.idle_timeout = "600s"\nlimits.header_timeout = "60s"\n{limits}\n'
         text += f'journal.url = "sqlite:{journal}"\n'
         for number in range(1, apps + 1):
             path = "/spi" if number == apps else f"/spi/{number}"

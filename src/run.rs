@@ -59,7 +59,7 @@ impl Instance {
         let mut public = Vec::new();
         for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
-            let listener = Listener::bind(&address).await.map_err(|error| wrong(&error))?;
+            let listener = Listener::bind(&address).map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;

@@ -24,8 +24,11 @@ struct Peer {
 pub(crate) fn main(options: &Options<'_>) {
     let port = u16::try_from(options.number("port", 0)).unwrap();
     let template = Template::new(usize::try_from(options.number("reply-bytes", 350)).unwrap());
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", template.len());
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", template.len());
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    // A proxy may open its connections all at once.
+    rustix::net::listen(&listener, 4096).unwrap();
     listener.set_nonblocking(true).unwrap();
     println!("{}", listener.local_addr().unwrap().port());
     let poll = epoll::create(CreateFlags::CLOEXEC).unwrap();

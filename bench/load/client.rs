@@ -123,8 +123,7 @@ pub(crate) fn main(options: &Options<'_>) {
 
 impl Client {
     fn slice(&mut self, seconds: f64, rate: f64) {
-        let mut slice =
-            Slice { latencies: Histogram::new(), answered: 0, wrong: 0, first_wrong: String::new() };
+        let mut slice = Slice { latencies: Histogram::new(), answered: 0, wrong: 0, first_wrong: String::new() };
         self.requests.prepare();
         let spent = self.cpu_ticks();
         let begun = Instant::now();
@@ -145,7 +144,9 @@ impl Client {
                     due.push_back(begun + pause * sent);
                     sent += 1;
                 }
-                while !due.is_empty() && let Some(place) = self.idle.pop_front() {
+                while !due.is_empty()
+                    && let Some(place) = self.idle.pop_front()
+                {
                     self.ask(place, due.pop_front().unwrap());
                 }
             }
