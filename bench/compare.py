@@ -132,19 +132,19 @@ def candidates(house, orders=40_000):
     """All of the comparison's candidates, shown to be honest, connected and warm."""
     show_reply_check(house)
     backend = house.backend()
-    made = {NGINX: house.nginx("plain", backend)}
+    made = {}
+    if shutil.which("nginx"):
+        made[NGINX] = house.nginx("plain", backend)
     if shutil.which("haproxy"):
         made[HAPROXY] = house.haproxy("haproxy", backend)
     for name, (server, freshness) in verifying(house, backend).items():
         show_honesty(name, server, freshness)
         made[name] = server
-    tls = house.certificate()
-    secure = house.spigate("tls", backend, tls=tls)
     durable = house.spigate("durable", backend, once=True)
     show_honesty(REPLAYED, durable, True)
-    for server in (made[NGINX], made.get(HAPROXY)):
-        if server:
-            must(server.name, "anything", server, flip(PUBLISHED), 200)
+    for name in (NGINX, HAPROXY):
+        if name in made:
+            must(name, "anything", made[name], flip(PUBLISHED), 200)
     loads = [Candidate(name, Load(house, server, CONNECTIONS)) for name, server in made.items()]
 
     def add(name, *arguments, **options):
@@ -152,7 +152,8 @@ def candidates(house, orders=40_000):
 
     add(REFUSED, made[PATH1], CONNECTIONS, targets=[f"/spi?{flip(PUBLISHED)}"], status=401,
         contains='"code":"signature_invalid"')
-    add(TLS, secure, CONNECTIONS, trust=tls[0])
+    if tls := house.certificate():
+        add(TLS, house.spigate("tls", backend, tls=tls), CONNECTIONS, trust=tls[0])
     add(REPLAYED, durable, CONNECTIONS)
     add(STATELESS_MANY, made[PATH1], MANY)
     add(DURABLE, durable, MANY, orders=orders)
@@ -235,7 +236,8 @@ def resident(house):
     }
     found = {}
     for name, begin in start.items():
-        if (name == LUA and not servers.has_lua()) or (name == HAPROXY and not shutil.which("haproxy")):
+        needs = {NGINX: shutil.which("nginx"), LUA: servers.has_lua(), HAPROXY: shutil.which("haproxy")}
+        if not needs.get(name, True):
             continue
         server = begin()
         fresh = server.resident()
@@ -255,8 +257,9 @@ def scale(house, count):
     """One thread and 64 connections, two threads and 2,000; nothing is pinned, in either."""
     backend = house.backend()
     house.pins = False
-    one = house.spigate("one-thread", backend, threads=1)
-    two = house.spigate("two-threads", backend, threads=2)
+    limits = f"limits.in_flight = {2 * CROWD}"
+    one = house.spigate("one-thread", backend, threads=1, limits=limits)
+    two = house.spigate("two-threads", backend, threads=2, limits=limits)
     loads = [
         Candidate("1 thread, 64 connections", Load(house, one, 64)),
         Candidate("1 thread, 2,000 connections", Load(house, one, CROWD)),

@@ -209,7 +209,9 @@ backend = {{ url = "http://127.0.0.1:{backend.port}/spi", send = "{send}" }}
         return server
 
     def certificate(self):
-        """A certificate for localhost that signs itself, and its key."""
+        """A certificate for localhost that signs itself, and its key; nothing where openssl is not."""
+        if not shutil.which("openssl"):
+            return None
         files = self.path("tls.crt"), self.path("tls.key")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
@@ -227,4 +229,4 @@ def lua_modules():
 
 
 def has_lua():
-    return bool(lua_modules()) and os.path.exists("/usr/lib/x86_64-linux-gnu/lua/5.1/cjson.so")
+    return shutil.which("nginx") is not None and bool(lua_modules()) and os.path.exists("/usr/lib/x86_64-linux-gnu/lua/5.1/cjson.so")

@@ -254,12 +254,16 @@ def quarter(samples, number, name):
     return [sample[name] for sample in samples[int(number * size) : int((number + 1) * size)]]
 
 
-def flat(samples, minutes):
-    """(what, measured, bound, whether it holds) for each series."""
+def memory_slope(samples):
+    """Bytes an hour in the second half, and how many are still flat."""
     half = samples[len(samples) // 2 :]
     per_hour = watch.slope([(sample["minute"] / 60, sample["resident"]) for sample in half])
-    middle = statistics.median(sample["resident"] for sample in half)
-    bound = max(2 * MIB, middle / 20)
+    return per_hour, max(2 * MIB, statistics.median(sample["resident"] for sample in half) / 20)
+
+
+def flat(samples, minutes):
+    """(what, measured, bound, whether it holds) for each series."""
+    per_hour, bound = memory_slope(samples)
     rows = [("resident memory, slope of the second half", f"{per_hour / MIB:+.2f} MiB an hour",
              f"below {bound / MIB:.1f} MiB an hour" if minutes >= 20 else SHORT, minutes < 20 or per_hour < bound)]
     for name, more in (("descriptors", 8), ("threads", 1)):
@@ -312,16 +316,24 @@ def report(options, platform, backend, gateway, samples, totals, reloads):
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out:
-        os.makedirs(options.out, exist_ok=True)
-        with open(os.path.join(options.out, "soak.md"), "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(os.path.join(options.out, "soak.csv"), "w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, samples[0].keys())
-            table.writeheader()
-            table.writerows(samples)
-        with open(os.path.join(options.out, "soak.svg"), "w", encoding="utf-8") as file:
-            file.write(picture(f"Soak of {minutes:.0f} minutes, {version}", samples))
+        keep(options.out, text, samples, f"Soak of {minutes:.0f} minutes, {version}")
     return not wrong and all(holds for *_, holds in rows)
+
+
+def keep(directory, text, samples, title):
+    """The report, the samples, their picture, and what the table of targets wants to know."""
+    os.makedirs(directory, exist_ok=True)
+    per_hour, bound = memory_slope(samples)
+    said = {"date": datetime.date.today().isoformat(), "minutes": samples[-1]["minute"], "memory_slope": per_hour,
+            "memory_is_flat": per_hour < bound}
+    for name, content in (("soak.md", text), ("soak.svg", picture(title, samples)),
+                          ("soak.json", json.dumps(said, indent=1) + "\n")):
+        with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+            file.write(content)
+    with open(os.path.join(directory, "soak.csv"), "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, samples[0].keys())
+        table.writeheader()
+        table.writerows(samples)
 
 
 def picture(title, samples):
@@ -345,8 +357,11 @@ def main():
     parser.add_argument("--rate", type=float, default=15, help="orders and strangers that begin in a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "spigate"))
-    parser.add_argument("--out", metavar="DIRECTORY", help="write soak.md, soak.csv and soak.svg here")
+    parser.add_argument("--out", metavar="DIRECTORY",
+                        help="where report, samples and picture are kept; bench/results for runs of an hour")
     options = parser.parse_args()
+    if options.out is None and options.minutes >= 60:
+        options.out = os.path.join(ROOT, "bench", "results")
     directory = tempfile.mkdtemp(prefix="spigate-soak-")
     try:
         holds = report(options, *asyncio.run(run(options, directory)))

@@ -78,7 +78,7 @@ def table(results):
     add("7", "scale", "2 threads, 2,000 connections ≤ 1.2 × 1 thread, 64 connections",
         scale and ratios(*(scale[name] for name in names)), 1.2)
     core = results.get("core")
-    more = f"; {core['instructions']:.0f} instructions, without SHA's own" if core and "instructions" in core else ""
+    more = f"; {core['instructions']:.0f} instructions with SHA-256 in software" if core and "instructions" in core else ""
     add("8", "pure core", "≤ 1.0 µs", core and [nanos / 1000 for nanos in core["ns"]], 1.0, more=more)
     allocations = core and core.get("allocations")
     add("8", "", "≤ 2 allocations", None if allocations is None else [allocations], 2, "{:g}")
