@@ -27,13 +27,16 @@ CONNECTIONS = 64
 MANY = 256
 CROWD = 2000
 RATE = 2000
+# Seconds that a candidate has in a round.
+SLICE = 1.0
 # Requests a second at which nothing queues.
 LOW_RATE = 200
 
 NGINX, LUA, HAPROXY, BARE = "nginx plain", "nginx + Lua", "HAProxy plain", "bare hyper"
 PATH1, PATH2, REFUSED = "spigate, headers", "spigate, json, access log", "spigate, refused signature"
 TLS, REPLAYED = "spigate, headers, TLS", "spigate, replayed order"
-STATELESS_MANY, DURABLE = f"spigate, headers, {MANY} connections", f"spigate, durable distinct orders, {MANY} connections"
+STATELESS_MANY = f"spigate, headers, {MANY} connections"
+DURABLE = f"spigate, durable distinct orders, {MANY} connections"
 
 DOES = {
     NGINX: "proxies, nothing else",
@@ -54,8 +57,6 @@ DOES = {
 class Candidate:
     name: str
     load: Load
-    # Loads that are not the published example are compared with others only where a target says so.
-    seconds: float = 1.0
 
 
 class BrokenBackend:
@@ -101,7 +102,8 @@ def show_honesty(name, server, freshness):
     must(name, "a flipped signature", server, flip(PUBLISHED), 401)
     must(name, "another user", server, PUBLISHED.replace("usr-xx1xx", "usr-xx2xx"), 401)
     must(name, "an unsigned parameter", server, PUBLISHED + "&a=1", 401)
-    must(name, "values that need encoding", server, sign(dict(CREATE, order_id="ord-999999999999", user_id="张 三+~*/", time_stamp=now())), 200)
+    encoded = dict(CREATE, order_id="ord-999999999999", user_id="张 三+~*/", time_stamp=now())
+    must(name, "values that need encoding", server, sign(encoded), 200)
     if freshness:
         must(name, "a request of tomorrow", server, sign(dict(CREATE, time_stamp=now(86400))), 401)
         fields = dict(CREATE, time_stamp=now())
@@ -179,7 +181,7 @@ def rounds(count, loads, measure):
 def cpu(house, count):
     """CPU per request and throughput, as fast as each goes."""
     with candidates(house) as loads:
-        samples = rounds(count, loads, lambda candidate: candidate.load.slice(candidate.seconds))
+        samples = rounds(count, loads, lambda candidate: candidate.load.slice(SLICE))
     return {name: {"cpu_us": [one.cpu_us for one in slices], "rate": [one.rate for one in slices]}
             for name, slices in samples.items()}
 
@@ -249,7 +251,8 @@ def resident(house):
                 crowd.slice(CROWD / 8000, 8000)
                 crowded = server.resident()
         house.stop(server)
-        found[name] = {"fresh": fresh, "at_64": loaded, "at_2000": crowded, "per_connection": (crowded - loaded) / CROWD}
+        found[name] = {"fresh": fresh, "at_64": loaded, "at_2000": crowded,
+                       "per_connection": (crowded - loaded) / CROWD}
     return found
 
 
@@ -268,7 +271,7 @@ def scale(house, count):
     ]
     for candidate in loads:
         candidate.load.slice(0.5)
-    samples = rounds(count, loads, lambda candidate: candidate.load.slice(candidate.seconds))
+    samples = rounds(count, loads, lambda candidate: candidate.load.slice(SLICE))
     for candidate in loads:
         candidate.load.close()
     return {name: [one.cpu_us for one in slices] for name, slices in samples.items()}
@@ -279,12 +282,12 @@ def start_up(house, count):
     backend = house.backend()
     server = house.spigate("start", backend, apps=100, once=True)
     house.stop(server)
+    command = house.pinned(house.proxy_core, [house.program("spigate"), "serve", "--config", server.config])
     took = []
     for _ in range(count):
         with open(house.path("start.out"), "wb") as out:
             begun = time.perf_counter()
-            child = subprocess.Popen(house.pinned(house.proxy_core, [house.program("spigate"), "serve", "--config", server.config]),
-                                     stdout=out, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         while True:
             with open(house.path("start.out"), "rb") as text:
                 if b'"ready"' in text.read():
@@ -308,16 +311,15 @@ def core(house):
                               text=True, check=True)
 
     nanos = [int(run(200_000).stdout) / 200_000 for _ in range(7)]
+
+    def each(pattern, *tool):
+        """What one more round adds to a number that valgrind tells at its end."""
+        few, many = (int(re.search(pattern, run(number, "valgrind", *tool).stderr).group(1).replace(",", ""))
+                     for number in (100, 1100))
+        return (many - few) / 1000
+
     found = {"ns": nanos}
     if shutil.which("valgrind"):
-        few, many = 100, 1100
-        def count(tool, pattern):
-            values = []
-            for rounds_ in (few, many):
-                match = pattern.search(run(rounds_, "valgrind", *tool).stderr)
-                values.append(int(match.group(1).replace(",", "")))
-            return (values[1] - values[0]) / (many - few)
-
-        found["instructions"] = count(["--tool=callgrind", "--callgrind-out-file=/dev/null"], re.compile(r"Collected : (\d+)"))
-        found["allocations"] = count(["--tool=memcheck"], re.compile(r"total heap usage: ([\d,]+) allocs"))
+        found["instructions"] = each(r"Collected : (\d+)", "--tool=callgrind", "--callgrind-out-file=/dev/null")
+        found["allocations"] = each(r"total heap usage: ([\d,]+) allocs", "--tool=memcheck")
     return found

@@ -67,7 +67,8 @@ def connections(house, rounds):
 
 def apps(house, rounds):
     backend = house.backend()
-    return measure([Point(size, Load(house, house.spigate(f"apps-{size}", backend, apps=size))) for size in APPS], rounds, 1.0)
+    made = [(size, house.spigate(f"apps-{size}", backend, apps=size)) for size in APPS]
+    return measure([Point(size, Load(house, server)) for size, server in made], rounds, 1.0)
 
 
 def parameters(house, rounds):
@@ -90,7 +91,8 @@ def replies(house, rounds):
     points = []
     for size in REPLIES:
         server = house.spigate(f"reply-{size}", house.backend(size), limits='limits.reply_bytes = "2MiB"')
-        points.append(Point(size, Load(house, server, connections=16, reply_bytes=size), rate=200 if size > 500_000 else 1000))
+        load = Load(house, server, connections=16, reply_bytes=size)
+        points.append(Point(size, load, rate=200 if size > 500_000 else 1000))
     return measure(points, rounds, 1.0)
 
 
@@ -104,18 +106,19 @@ def rows(house, rounds, most):
         load.slice(1.0)
     house.stop(server)
     sizes = [size for size in ROWS if size <= most]
-    points = []
+    journals = {}
     for size in sizes:
-        journal = seed
+        journals[size] = seed
         if size != sizes[-1]:
-            journal = house.path(f"rows-{size}.db")
-            copy(seed, journal)
+            journals[size] = house.path(f"rows-{size}.db")
+            copy(seed, journals[size])
         began = time.monotonic()
-        fill(journal, size)
-        print(f"  {size} rows: {os.stat(journal).st_size / 1e6:.0f} MB, filled in {time.monotonic() - began:.0f} s", file=sys.stderr)
-        server = house.spigate(f"rows-{size}", backend, once=True, journal=journal)
-        points.append(Point(size, Load(house, server, orders=20_000), rate=500))
-    return measure(points, rounds, 1.0)
+        fill(journals[size], size)
+        print(f"  {size} rows: {os.stat(journals[size]).st_size / 1e6:.0f} MB, filled in {time.monotonic() - began:.0f} s",
+              file=sys.stderr, flush=True)
+    made = [(size, house.spigate(f"rows-{size}", backend, once=True, journal=journal))
+            for size, journal in journals.items()]
+    return measure([Point(size, Load(house, server, orders=20_000), rate=500) for size, server in made], rounds, 1.0)
 
 
 def copy(source, target):

@@ -11,6 +11,7 @@ import subprocess
 
 import compare
 import targets
+import watch
 from servers import ROOT
 from targets import ratios, spread
 
@@ -55,14 +56,15 @@ def about(binaries):
         "date": datetime.date.today().isoformat(), "commit": commit, "spigate": said(binaries["spigate"], "--version"),
         "nginx": nginx and nginx.split("/")[-1], "haproxy": haproxy and haproxy.split()[2],
         "kernel": platform.release(), "cpu": cpu.group(1) if cpu else platform.machine(), "cores": os.cpu_count(),
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(memory, 1), "busy_percent": round(watch.busy_percent()),
     }
 
 
 def heading(results):
     told = results["about"]
+    other = f"; busy with other work before the run: {told['busy_percent']} %" if told["busy_percent"] > 2 else ""
     return (f"{told['date']}, {told['spigate']} ({told['commit']}), nginx {told['nginx']}, HAProxy {told['haproxy']}; "
-            f"{told['cores']} cores of {told['cpu']}, Linux {told['kernel']}")
+            f"{told['cores']} cores of {told['cpu']}, Linux {told['kernel']}{other}")
 
 
 def comparison(results):

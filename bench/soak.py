@@ -43,6 +43,9 @@ from soak_platform import ANSWER_WITHIN, TIMEOUT, Platform
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MIB = 1024 * 1024
 SAMPLE_EVERY = 5.0
+# In seconds: an order that was begun may still wait for its replay, or for a backend that is down.
+LAST_WORDS = 150
+SHORT = "not judged in a run so short"
 CONFIG = """\
 [listen]
 address = "127.0.0.1:0"
@@ -239,13 +242,6 @@ async def run(options, directory):
             gateway.child.kill()
             gateway.child.wait()
     return platform, backend, gateway, samples, totals, (reloads, nonsense)
-
-
-# In seconds: lives may wait for their replay and for a backend that is down.
-LAST_WORDS = 150
-
-
-SHORT = "not judged in a run so short"
 
 
 def quarter(samples, number, name):

@@ -4,6 +4,7 @@ of such samples is flat."""
 import os
 import re
 import statistics
+import time
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -50,6 +51,20 @@ def descriptors(pid):
 
 def threads(pid):
     return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def busy_percent(seconds=1.0):
+    """What the machine does besides: how busy its cores are now, time stolen by its host included."""
+    def look():
+        with open("/proc/stat", encoding="ascii") as file:
+            times = [int(field) for field in file.readline().split()[1:9]]
+        # The fourth and fifth are idle and waiting for a disk.
+        return sum(times), times[3] + times[4]
+
+    total, idle = look()
+    time.sleep(seconds)
+    total_then, idle_then = look()
+    return 100 * (1 - (idle_then - idle) / max(1, total_then - total))
 
 
 def slope(points):
