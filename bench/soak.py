@@ -278,13 +278,15 @@ def flat(samples, minutes):
 
 def report(options, platform, backend, gateway, samples, totals, reloads):
     """Prints what was seen, and says whether it holds."""
-    wrong = platform.wrong + backend.wrong + [f"in the log: {line}" for line in gateway.bad_lines]
+    # What the backend saw weighs most: it stands first.
+    wrong = backend.wrong + platform.wrong + [f"in the log: {line}" for line in gateway.bad_lines]
     for name in ("spigate_panics_total", "spigate_duplicate_confirmations_total", "spigate_rejections_total internal",
                  "spigate_journal_errors_total"):
         if totals.get(name, 0):
             wrong.append(f"{name} is {totals[name]:g}")
     if platform.late > max(5, sum(platform.answers.values()) / 1000):
-        wrong.append(f"{platform.late} orders were answered 504 without the backend's doing: too slow a machine, or gateway")
+        wrong.append(f"{platform.late} orders were told to come again without the backend's doing: too slow a machine, "
+                     "disk or gateway")
     taken = totals.get("spigate_config_reloads_total success", 0)
     failed = totals.get("spigate_config_reloads_total failure", 0)
     if taken < 0.6 * (reloads[0] - reloads[1]) or failed < 0.6 * reloads[1]:
