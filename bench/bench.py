@@ -10,6 +10,7 @@ Nothing here passes or fails by a figure. A candidate that answers wrongly ends 
 import argparse
 import os
 import shutil
+import signal
 import sys
 
 import compare
@@ -47,6 +48,8 @@ def measure(part, binaries, options):
 
 
 def main():
+    # A run that is told to stop ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="compare", choices=("compare", "growth", "memory", "pages"))
     parser.add_argument("--quick", action="store_true", help="fewer rounds: 3 minutes; keeps no results")

@@ -350,6 +350,8 @@ def picture(title, samples):
 
 
 def main():
+    # A run that is told to stop ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=15, help="orders and strangers that begin in a second")
