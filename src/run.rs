@@ -66,7 +66,7 @@ impl Instance {
         let mut public = Vec::new();
         for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
-            let listener = Listener::bind(&address, &mut inherited).await.map_err(|error| wrong(&error))?;
+            let listener = Listener::bind(&address, &mut inherited).map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
@@ -75,7 +75,7 @@ impl Instance {
         let mut companion = None;
         if let Some(CompanionConfig { address, .. }) = &config.companion {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
-            let listener = Listener::bind(&Address::Tcp(*address), &mut inherited).await;
+            let listener = Listener::bind(&Address::Tcp(*address), &mut inherited);
             let listener = listener.map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             companion = Some((listener, address));

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use super::inherited::Inherited;
 use super::stream::{Socket, UNSPECIFIED};
@@ -41,23 +41,36 @@ impl Drop for SocketFile {
 /// Owner and group may connect: a proxy or an app beside shares the group.
 const MODE: u32 = 0o660;
 
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+/// With the library's 128, a burst of clients loses its first packets, and whoever lost one tries
+/// again only after a second.
+const BACKLOG: u32 = 4096;
+
 impl Listener {
     /// Binds an address, or takes the socket that was handed over for it. A socket's file that
     /// nobody listens on any more is replaced.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub async fn bind(address: &Address, inherited: &mut Inherited) -> io::Result<Self> {
+    pub fn bind(address: &Address, inherited: &mut Inherited) -> io::Result<Self> {
         let (socket, outlives) = match address {
             Address::Tcp(address) => match inherited.tcp(*address) {
                 Some(listener) => (Listening::Tcp(TcpListener::from_std(listener)?), true),
-                None => (Listening::Tcp(TcpListener::bind(address).await?), false),
+                None => {
+                    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                    // A restart must not wait for connections of the process before to be forgotten.
+                    socket.set_reuseaddr(true)?;
+                    socket.bind(*address)?;
+                    (Listening::Tcp(socket.listen(BACKLOG)?), false)
+                }
             },
             Address::Unix(path) => match inherited.unix(path) {
                 Some(listener) => (Listening::Unix(None, UnixListener::from_std(listener)?), true),
                 None => {
                     remove_stale(path)?;
-                    let listener = UnixListener::bind(path)?;
+                    let socket = UnixSocket::new_stream()?;
+                    socket.bind(path)?;
+                    let listener = socket.listen(BACKLOG)?;
                     let file = SocketFile(path.clone());
                     fs::set_permissions(path, Permissions::from_mode(MODE))?;
                     (Listening::Unix(Some(file), listener), false)

@@ -124,3 +124,20 @@ async fn a_listener_is_named_when_its_address_is_taken() {
     // And so it is for whoever asks there: nothing of it was served.
     assert_eq!(one_reply(taken.parse().unwrap(), get("/", "")).await.status, 200);
 }
+
+/// The kernel drops who comes when nobody accepts and the queue is full, and tells nobody.
+#[tokio::test]
+async fn a_burst_waits_in_the_queue_while_the_gateway_has_no_time() {
+    let backend = Backend::confirming().await;
+    let gateway = Setup::new(&backend).forwarding_all().start().await;
+    gateway.signal("STOP");
+    let mut burst = Vec::new();
+    for _ in 0..600 {
+        burst.push(Connection::open(gateway.listen).await);
+    }
+    gateway.signal("CONT");
+    for connection in burst.iter_mut().rev().take(3) {
+        connection.send(get(&create().target(), "")).await;
+        connection.reply().await.unwrap().assert_is(CREATED);
+    }
+}
