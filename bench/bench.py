@@ -1,7 +1,7 @@
 """What a request costs: spigate beside nginx, HAProxy and a bare hyper proxy, on this machine.
 
 Without a word: the whole comparison and the table of targets. `--quick` takes 3 minutes, else it
-is below 15. `growth`, `memory`: see growth.py and memory.py. `tables`: only writes the tables of
+is below 15. `growth`, `memory`, `pages`: see the files of those names. `tables`: only writes the tables of
 the results that are there into README and docs; `--readme` does so after a run.
 
 Nothing here passes or fails by a figure. A candidate that answers wrongly ends the run.
@@ -16,6 +16,7 @@ import sys
 import compare
 import growth
 import memory
+import pages
 import report
 from servers import ROOT, House, has_lua
 
@@ -51,12 +52,14 @@ def main():
     # A run that is told to stop ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="compare", choices=("compare", "growth", "memory", "tables"))
+    parser.add_argument("what", nargs="?", default="compare", choices=("compare", "growth", "memory", "pages", "tables"))
     parser.add_argument("--quick", action="store_true", help="fewer rounds: 3 minutes; keeps no results")
     parser.add_argument("--smoke", action="store_true", help="tries every candidate and measures nothing")
     parser.add_argument("--parts", metavar="A,B", help="only these parts, into the results that are there: "
                         f"{', '.join(PARTS)}; of growth {', '.join(growth.SERIES)}")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of growth: most rows of a journal")
+    parser.add_argument("--deliveries", type=int, default=1_000_000, help="of pages: how many are in the journal")
+    parser.add_argument("--write", action="store_true", help="of pages: what its indexes cost deliveries instead")
     parser.add_argument("--readme", action="store_true", help="writes the tables into README and docs")
     parser.add_argument("--directory", help="where journals lie while they are measured; a real disk")
     parser.add_argument("--dev", action="store_true", help="with --smoke: the binaries of the dev profile")
@@ -90,6 +93,9 @@ def main():
         return
     if options.what == "memory":
         memory.run(binaries, options)
+        return
+    if options.what == "pages":
+        pages.run(binaries, options)
         return
     # A whole run begins anew; parts are added to what is there.
     results = report.load("bench.json") if options.parts else {}

@@ -11,20 +11,19 @@ last byte received, on loopback. Nothing here is pass or fail.
 and without them, in turns.
 """
 
-import argparse
 import http.client
 import os
-import shutil
 import sqlite3
 import statistics
 import sys
-import tempfile
 import time
 
-from bench import SPIGATE, Process, free_port, get, nginx, spigate
-from durable import REPLY, Targets, load, target
+from load import Load
+from orders import CREATE, now, sign
+from servers import House, get
 
 DAYS = 30
+ROUNDS = 200
 FILL = """
 INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, order_id, instance_id, user_id,
     received_at, changed_at, state, doubt, number, gateway, claim, request_id, began_at, ended_at, outcome, code,
@@ -81,8 +80,8 @@ def measure(admin, rows, count, rounds):
         "list, deep in it": lambda at: f"/deliveries?cursor={middle + at}",
         "list, an app that is one in a thousand": lambda at: f"/deliveries?app=rare&cursor={count - at}",
         "list, refused": lambda at: f"/deliveries?outcome=refused&cursor={count - at}",
-        "list, an app and an action that never was": lambda at: f"/deliveries?app=bench&action=No&cursor={count - at}",
-        "list, before 20 days ago": lambda at: f"/deliveries?until={old}&app=bench",
+        "list, an app and an action that never was": lambda at: f"/deliveries?app=app-1&action=No&cursor={count - at}",
+        "list, before 20 days ago": lambda at: f"/deliveries?until={old}&app=app-1",
         "search by order": lambda at: f"/deliveries?order_id={rows[at % len(rows)][0]}",
         "search by instance": lambda at: f"/deliveries?instance_id={rows[at % len(rows)][1]}",
         "search by customer": lambda at: f"/deliveries?user_id={rows[at % len(rows)][2]}",
@@ -105,69 +104,44 @@ def measure(admin, rows, count, rounds):
         print(f"| {name} | {statistics.median(samples):.1f} | {samples[int(len(samples) * 0.99)]:.1f} | {length} |")
 
 
-def write_cost(directory, backend, options):
+def write_cost(house, rounds):
     """Distinct orders a second with the page's indexes and without, in turns."""
-    targets = Targets(directory, options.targets)
-    candidates = {}
-    for name in ("with the indexes", "without"):
-        process, port, _ = spigate(directory, name.replace(" ", "-"), 0, backend, "headers", access=False, once=True)
+    backend, loads, rates = house.backend(), {}, {}
+    for number, name in enumerate(("with", "without")):
+        server = house.spigate(name, backend, once=True)
         if name == "without":
-            database = sqlite3.connect(os.path.join(directory, "without", "spigate.db"))
+            database = sqlite3.connect(house.path("without.db"))
             for index in INDEXES:
                 database.execute(f"DROP INDEX deliveries_{index}")
             database.commit()
             database.close()
-        candidates[name] = (process, f"http://127.0.0.1:{port}", [])
-    for _ in range(options.rounds):
-        for process, url, rates in candidates.values():
-            requests, wrong, _ = load(1, url, options.connections, options.seconds, targets)
-            if wrong:
-                sys.exit(f"{wrong} wrong answers")
-            rates.append(requests / options.seconds)
-    for name, (process, _, rates) in candidates.items():
-        print(f"{name}: {statistics.median(rates):.0f} orders/s [{min(rates):.0f}–{max(rates):.0f}]")
-        process.stop()
-    pairs = zip(candidates["with the indexes"][2], candidates["without"][2])
-    print(f"with / without: {statistics.median(a / b for a, b in pairs):.2f}")
+        loads[name] = Load(house, server, connections=256, orders=400_000, first=(number + 1) * 10_000_000)
+        rates[name] = []
+    for _ in range(rounds):
+        for name, orders in loads.items():
+            rates[name].append(orders.slice(2).rate)
+    for name, orders in loads.items():
+        orders.close()
+        of = rates[name]
+        print(f"{name} the indexes: {statistics.median(of):.0f} orders/s [{min(of):.0f}–{max(of):.0f}]")
+    ratios = [a / b for a, b in zip(rates["with"], rates["without"])]
+    print(f"with / without: {statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--deliveries", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=None)
-    parser.add_argument("--directory", help="where the journal lies; a real disk")
-    parser.add_argument("--write", action="store_true", help="what the indexes cost deliveries instead")
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--connections", type=int, default=256)
-    parser.add_argument("--targets", type=int, default=400_000)
-    options = parser.parse_args()
-    directory = tempfile.mkdtemp(prefix="spigate-pages-", dir=options.directory)
-    running = []
-    try:
-        backend = free_port()
-        running.append(nginx(directory, "backend", 1,
-                             f"server {{ listen 127.0.0.1:{backend}; location / {{ return 200 '{REPLY}'; }} }}", backend))
+def run(binaries, options):
+    with House(binaries, options.directory) as house:
         if options.write:
-            options.rounds = options.rounds or 10
-            write_cost(directory, backend, options)
+            write_cost(house, 10)
             return
-        process, port, admin = spigate(directory, "one", None, backend, "headers", access=False, once=True)
+        backend, journal = house.backend(), house.path("pages.db")
+        server = house.spigate("pages-seed", backend, once=True, journal=journal)
         for order in ("ord-first", "ord-last"):
-            if get(f"http://127.0.0.1:{port}{target(order)}")[0] != 200:
+            query = sign(dict(CREATE, order_id=order, time_stamp=now()))
+            if get(f"http://127.0.0.1:{server.port}/spi?{query}")[0] != 200:
                 sys.exit("the first order was not delivered")
-        process.stop()
-        journal, config = (os.path.join(directory, "one", name) for name in ("spigate.db", "spigate.toml"))
+        house.stop(server)
         rows = fill(journal, options.deliveries)
-        process = Process([SPIGATE, "serve", "--config", config], None, os.path.join(directory, "one", "log2"), admin)
-        running.append(process)
+        server = house.spigate("pages", backend, once=True, journal=journal)
         size = os.path.getsize(journal) / 1e6
-        print(f"{options.deliveries} deliveries, {size:.0f} MB, {options.rounds or 200} questions of each kind\n")
-        measure(admin, rows, options.deliveries, options.rounds or 200)
-    finally:
-        for process in reversed(running):
-            process.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
+        print(f"{options.deliveries} deliveries, {size:.0f} MB, {ROUNDS} questions of each kind\n")
+        measure(server.admin, rows, options.deliveries, ROUNDS)

@@ -15,7 +15,7 @@ use crate::plain::plain_lines;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The description of all of this, for programs that write programs.
-const OPENAPI: &str = include_str!("openapi.json");
+const OPENAPI: &str = include_str!("../../templates/admin/openapi.json");
 
 /// An answer.
 pub(super) fn answer(value: &impl Serialize) -> Response {

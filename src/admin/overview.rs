@@ -29,7 +29,7 @@ use crate::journal::vault::LockedOut;
 use crate::plain::plain;
 
 /// Most deliveries that the numbers are of.
-const SAMPLE: usize = 20_000;
+const SAMPLE: usize = 10_000;
 /// Deliveries of each kind that waits which are shown at once.
 const SHOWN: usize = 5;
 /// How long what was gathered is good enough.

@@ -93,7 +93,9 @@ fn fitting(
 /// The number of the first row that was received at this time or later: rows are numbered as they
 /// are received.
 fn first_since(connection: &Connection, time: Timestamp) -> rusqlite::Result<Option<i64>> {
-    let ends = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) + 1 FROM deliveries";
+    // Each in a query of its own: SQLite looks an end up, but goes through all rows for both.
+    let ends =
+        "SELECT coalesce((SELECT min(id) FROM deliveries), 0), coalesce((SELECT max(id) FROM deliveries), 0) + 1";
     let (mut low, mut high): (i64, i64) =
         connection.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let last = high;
