@@ -74,15 +74,18 @@ impl Exchange {
         }
     }
 
-    /// Learns how the delivery ended.
-    pub fn conclude(&mut self, delivery: &Delivery) {
-        self.outcome = Some(delivery.outcome);
-        self.backend_time = delivery.backend_time;
-        self.recorded = delivery.recorded;
-        self.receipt.clone_from(&delivery.receipt);
-        if delivery.instance_id.is_some() {
-            self.instance_id.clone_from(&delivery.instance_id);
-        }
+    /// Learns how the delivery ended, and hands on what it is answered with.
+    ///
+    /// # Errors
+    /// Why there is no answer of the backend.
+    pub fn conclude(&mut self, delivery: Delivery) -> Result<Bytes, Rejection> {
+        let Delivery { outcome, answer, instance_id, backend_time, recorded, receipt } = delivery;
+        self.outcome = Some(outcome);
+        self.backend_time = backend_time;
+        self.recorded = recorded;
+        self.receipt = receipt;
+        self.instance_id = instance_id.or(self.instance_id.take());
+        answer
     }
 }
 

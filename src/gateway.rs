@@ -103,7 +103,7 @@ impl Gateway {
         // To its end the request is judged by the configuration that it found.
         let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
-        let slot = Arc::new(self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?);
+        let slot = self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?;
         // Method, host, body, sizes: what needs no look at the content.
         let received = receive::receive(head, caller.has_body, &served.limits)?;
         // The strict reading comes before any use of a parameter.
@@ -125,8 +125,7 @@ impl Gateway {
         }
         // From here on somebody paid: claim, normalize, forward, validate, record.
         let delivery = self.deliver(&served, app, checked?, caller, slot, story).await?;
-        story.conclude(&delivery);
-        delivery.answer.map(Answer::Judged)
+        story.conclude(delivery).map(Answer::Judged)
     }
 
     /// The stops that ask whether the platform meant just this.
@@ -208,7 +207,7 @@ impl Gateway {
         app: &Arc<App>,
         checked: Box<Checked>,
         caller: &Caller,
-        slot: Arc<Place>,
+        slot: Place,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let config = &app.config;
@@ -236,7 +235,7 @@ impl Gateway {
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
-            slot,
+            slot: Arc::new(slot),
         };
         let call_by = caller.arrival + config.backend.timeout;
         let (app, id) = (Arc::clone(app), request_id.clone());
@@ -356,8 +355,9 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let gateway = Arc::clone(&self.gateway);
-        let (head, body) = request.into_parts();
-        let peer: Peer = head.extensions.get().cloned().unwrap_or_default();
+        let (mut head, body) = request.into_parts();
+        // Nobody behind this asks for it.
+        let peer = head.extensions.remove::<Peer>().unwrap_or_default();
         let caller = Caller {
             // The outermost layer has set it.
             client: head.extensions.get().copied().unwrap_or(Client { address: peer.address, known: false }),
@@ -365,8 +365,8 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
             // The layer above has set it.
             request_id: head
                 .extensions
-                .get()
-                .map_or(HeaderValue::from_static("-"), |id: &RequestId| id.header_value().clone()),
+                .remove::<RequestId>()
+                .map_or(HeaderValue::from_static("-"), RequestId::into_header_value),
             arrival: Instant::now(),
             has_body: !body.is_end_stream(),
         };

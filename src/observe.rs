@@ -194,12 +194,16 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let id = request.extensions().get::<RequestId>();
-        let peer: Peer = request.extensions().get().cloned().unwrap_or_default();
+        let nobody = Peer::default;
+        let (address, socket) = match request.extensions().get::<Peer>() {
+            Some(peer) => (peer.address, peer.socket),
+            None => (nobody().address, nobody().socket),
+        };
         let asked = Asked {
             arrival: Instant::now(),
             request_id: id.map_or(HeaderValue::from_static("-"), |id| id.header_value().clone()),
-            client: request.extensions().get().map_or(peer.address, |client: &Client| client.address),
-            socket: peer.socket,
+            client: request.extensions().get().map_or(address, |client: &Client| client.address),
+            socket,
             method: request.method().clone(),
             path: request.uri().clone(),
         };

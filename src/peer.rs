@@ -89,14 +89,18 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Trust<S> {
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let peer: Peer = request.extensions().get().cloned().unwrap_or_default();
         let plausible = |id: &HeaderValue| {
             (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
         };
-        if !peer.trusted || !request.headers().get(X_REQUEST_ID).is_some_and(plausible) {
+        let (client, trusted) = match request.extensions().get::<Peer>() {
+            Some(peer) => (client::client(peer, request.headers()), peer.trusted),
+            None => (client::client(&Peer::default(), request.headers()), false),
+        };
+        if let Some(id) = request.headers().get(X_REQUEST_ID)
+            && !(trusted && plausible(id))
+        {
             request.headers_mut().remove(X_REQUEST_ID);
         }
-        let client = client::client(&peer, request.headers());
         request.extensions_mut().insert(client);
         self.inner.call(request)
     }

@@ -151,9 +151,14 @@ impl Params {
             decode(value, &mut text)?;
             entries.push(Entry::new(&text, start, name_end));
         }
-        // Every component was checked on its own, so this cannot fail; it is one pass over a
-        // short text, and cheaper than trusting.
         let text = String::from_utf8(text).map_err(|_| QueryError::NotUtf8)?;
+        // Every name and value must be UTF-8 of its own: none may begin what the next one ends.
+        let is_cut = |entry: &Entry| {
+            !text.is_char_boundary(entry.name_end as usize) || !text.is_char_boundary(entry.value_end as usize)
+        };
+        if entries.iter().any(is_cut) {
+            return Err(QueryError::NotUtf8);
+        }
         entries.sort_unstable_by(|a, b| a.by_name(b, &text).then_with(|| a.order().cmp(&b.order())));
         Ok(Self { text, entries })
     }
@@ -261,22 +266,21 @@ const FEW: usize = 16;
 /// The first eight bytes of a name as a number that sorts as they do. Shorter names are filled
 /// up with zeros; where that makes two names equal, the names themselves are compared.
 fn prefix(name: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    let length = name.len().min(bytes.len());
-    bytes[..length].copy_from_slice(&name[..length]);
-    u64::from_be_bytes(bytes)
+    match name.first_chunk() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => (0..8).fold(0, |number, at| number << 8 | u64::from(name.get(at).copied().unwrap_or(0))),
+    }
 }
 
-/// Decodes one name or value to the end of `text`.
+/// Decodes one name or value to the end of `text`, whatever its bytes mean.
 fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
-    let start = text.len();
     let mut rest = encoded;
     loop {
         // What needs no decoding is copied in one piece.
         let plain = rest.iter().position(|&byte| IS_SPECIAL[usize::from(byte)]).unwrap_or(rest.len());
         text.extend_from_slice(&rest[..plain]);
         let (decoded, tail) = match &rest[plain..] {
-            [] => break,
+            [] => return Ok(()),
             [b'+', tail @ ..] => (b' ', tail),
             [b'%', high, low, tail @ ..] => {
                 let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low)) else {
@@ -293,8 +297,6 @@ fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
         text.push(decoded);
         rest = tail;
     }
-    let decoded = &text[start..];
-    if decoded.is_ascii() || std::str::from_utf8(decoded).is_ok() { Ok(()) } else { Err(QueryError::NotUtf8) }
 }
 
 /// Bytes that do not simply stand for themselves.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -36,10 +37,7 @@ impl Serve {
             return print_config(&self.config, self.overrides.settings());
         }
         let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::unusable(format!("no runtime: {error}")))?;
+        let runtime = runtime().map_err(|error| Failure::unusable(format!("no runtime: {error}")))?;
         let telemetry = telemetry::init(&config, runtime.handle()).map_err(Failure::unusable)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -70,6 +68,16 @@ impl Serve {
         runtime.shutdown_background();
         result
     }
+}
+
+/// The runtime that requests run in. With one processor, as in most sidecars, everything runs in
+/// this thread: there is nobody to share work with, and sharing costs.
+fn runtime() -> std::io::Result<Runtime> {
+    let mut builder = match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() == 1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 /// Raises the soft limit of file descriptors to the hard one. Shells give 1,024, which was meant

@@ -161,8 +161,10 @@ fn identity(
 }
 
 fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
+    let digits = bytes.iter().map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect::<Vec<_>>();
+    // Digits are always text.
+    String::from_utf8(digits.into_flattened()).unwrap_or_default()
 }
 
 impl Fingerprint {

@@ -1,8 +1,8 @@
 //! A connection that speaks HTTP/1, in clear or under TLS.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,14 +34,14 @@ where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let pace = Arc::new(Pace::new(&limits));
-    let io = TokioIo::new(Wire::new(stream, Arc::clone(&pace)));
-    let service_pace = Arc::clone(&pace);
+    let pace = &Pace::new(&limits);
+    let io = TokioIo::new(Wire::new(stream, pace));
+    // A connection's requests come one after the other, so one stack serves all of them.
+    let stack = RefCell::new(stack);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let pace = Arc::clone(&service_pace);
         pace.begun();
         request.extensions_mut().insert(peer.clone());
-        let answer = stack.clone().call(request);
+        let answer = stack.borrow_mut().call(request);
         async move {
             let mut answer = answer.await;
             pace.answered();

@@ -12,7 +12,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,20 +20,20 @@ use super::pace::Pace;
 use super::stream::Waiting;
 
 /// A stream with a strict reading of request heads.
-pub struct Wire<S> {
+pub struct Wire<'p, S> {
     stream: S,
     lines: Lines,
-    pace: Arc<Pace>,
+    pace: &'p Pace,
 }
 
-impl<S> Wire<S> {
+impl<'p, S> Wire<'p, S> {
     /// Wraps a stream.
-    pub fn new(stream: S, pace: Arc<Pace>) -> Self {
+    pub fn new(stream: S, pace: &'p Pace) -> Self {
         Self { stream, lines: Lines::default(), pace }
     }
 }
 
-impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<S> {
+impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -55,7 +54,7 @@ impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
