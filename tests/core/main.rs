@@ -1,5 +1,5 @@
 //! The pure core, from outside: signing vectors, test data that others wrote, and properties
-//! over generated input. No I/O but reading test data.
+//! over generated input; and how often a request asks for memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
     reason = "clippy.toml allows them in tests, but clippy does not see that helpers here are test code"
 )]
 
+mod allocations;
 mod corpora;
 mod example_config;
 mod house;

@@ -1,0 +1,149 @@
+//! How often a request asks for memory: a guard against a copy or a box that slips in. Times move
+//! with the machine, these numbers do not; who makes them smaller writes the new ones down.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use allocation_counter::{AllocationInfo, measure};
+use spigate::config::listen::Address;
+use spigate::config::source::Sources;
+use spigate::config::{self, Config};
+use spigate::query::{Lookup, Params};
+use spigate::run::Instance;
+use tokio::sync::oneshot;
+
+use crate::support::dialect;
+
+const DIALECT: &str = "qingcloud-appcenter";
+const REPLY: &str = r#"{"success":true,"instanceId":"a0ec8245-d3f4-11eb-b8c6-acde48001122","message":"ok"}"#;
+
+#[test]
+fn reading_and_verifying_asks_for_memory_twice_however_many_parameters_there_are() {
+    let dialect = dialect(DIALECT);
+    let published = &dialect.published[0];
+    let key = dialect.signing_key(&published.key).unwrap();
+    let verify = |query: &str| {
+        let mut verifies = false;
+        let info = measure(|| {
+            let params = Params::parse(query.as_bytes(), 64).unwrap();
+            let Lookup::Once(text) = params.get(&dialect.signature.parameter) else { panic!("unsigned") };
+            let tag = dialect.signature.output.decode(text).unwrap();
+            verifies = dialect.verify(&key, &tag, "GET", &params).unwrap();
+        });
+        (verifies, info.count_total)
+    };
+    assert_eq!(verify(&published.query), (true, 2));
+    let more = (0..40).map(|number| format!("&x{number}={}", "%E5%A5%97".repeat(30))).collect::<String>();
+    assert_eq!(verify(&format!("{}{more}", published.query)), (false, 2));
+}
+
+/// What a whole request costs the gateway, its connections kept open: from the bytes that the
+/// kernel hands over to those that it takes. The gateway has this thread, everything else others.
+fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = backend.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in backend.incoming() {
+            thread::spawn(move || answer(stream.unwrap()));
+        }
+    });
+    let config = configuration(to, send);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let instance = runtime.block_on(Instance::start(config, None)).unwrap();
+    let Address::Tcp(gateway) = instance.listen else { panic!("listens elsewhere") };
+    let request = format!("GET /spi?{query} HTTP/1.1\r\nHost: crm\r\nUser-Agent: Platform/1.0\r\n\r\n");
+    let client = Arc::new(Mutex::new(TcpStream::connect(gateway).unwrap()));
+    let status = format!("HTTP/1.1 {status}");
+    let requests = |count: u32| {
+        let (done, is_done) = oneshot::channel();
+        let (client, request, status) = (Arc::clone(&client), request.clone(), status.clone());
+        thread::spawn(move || {
+            let mut stream = client.lock().unwrap();
+            for _ in 0..count {
+                stream.write_all(request.as_bytes()).unwrap();
+                let reply = message(&mut stream).unwrap();
+                assert!(reply.starts_with(&status), "{reply}");
+            }
+            done.send(()).unwrap();
+        });
+        measure(|| runtime.block_on(is_done).unwrap())
+    };
+    // What is made once: connections, metrics of a first time.
+    requests(20);
+    let (few, many) = (requests(COUNT), requests(2 * COUNT));
+    let of_each = |few: u64, many: u64| (many - few).div_ceil(u64::from(COUNT));
+    AllocationInfo {
+        count_total: of_each(few.count_total, many.count_total),
+        bytes_total: of_each(few.bytes_total, many.bytes_total),
+        ..AllocationInfo::default()
+    }
+}
+
+/// So many that what happens now and then does not show.
+const COUNT: u32 = 200;
+
+#[test]
+fn a_proxied_request_asks_for_memory_this_often() {
+    let query = &dialect(DIALECT).published[0].query.clone();
+    for (send, most) in [("headers", 41), ("json", 39)] {
+        let info = proxied(send, query, "200 OK");
+        assert!(info.count_total <= most, "{send}: {} allocations", info.count_total);
+    }
+}
+
+#[test]
+fn a_refused_signature_asks_for_memory_as_often_whatever_was_sent() {
+    let query = dialect(DIALECT).published[0].query.replace("puc6", "qvc6");
+    let short = proxied("headers", &query, "401 Unauthorized");
+    let more = (0..50).map(|number| format!("&x{number}={}", "v".repeat(150))).collect::<String>();
+    let long = proxied("headers", &format!("{query}{more}"), "401 Unauthorized");
+    assert!(short.count_total <= 23, "{} allocations", short.count_total);
+    assert!(long.count_total <= short.count_total + 2, "{} and {}", short.count_total, long.count_total);
+}
+
+fn configuration(backend: SocketAddr, send: &str) -> Config {
+    let key = &dialect(DIALECT).published[0].key;
+    let text = format!(
+        "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\njournal.url = \"memory:\"\n\
+         [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{DIALECT}\"\ndeliver_once = false\n\
+         keys = [{{ id = \"k\", value = \"{key}\" }}]\nfreshness.max_age = \"36500d\"\n\
+         backend = {{ url = \"http://{backend}/\", send = \"{send}\", keep_alive = \"60s\" }}\n"
+    );
+    let sources = Sources { file: "test".into(), text, ..Sources::default() };
+    config::load(&sources, Path::new(".")).unwrap()
+}
+
+/// A backend's connection: confirms whatever comes.
+fn answer(mut stream: TcpStream) {
+    let reply = format!(
+        "HTTP/1.1 200 OK\r\nServer: test\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{REPLY}",
+        REPLY.len()
+    );
+    while message(&mut stream).is_some() {
+        stream.write_all(reply.as_bytes()).unwrap();
+    }
+}
+
+/// One request or reply; `None` at the end of the connection.
+fn message(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut space = [0; 4096];
+        let length = stream.read(&mut space).unwrap_or(0);
+        if length == 0 {
+            return None;
+        }
+        bytes.extend_from_slice(&space[..length]);
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let promised = head.to_ascii_lowercase();
+        let promised = promised.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if body.len() >= promised.map_or(0, |length| length.parse().unwrap()) {
+            return Some(text);
+        }
+    }
+}
