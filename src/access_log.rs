@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::Serializer;
 use tracing_appender::non_blocking::NonBlocking;
 
+use crate::companion::Contract;
 use crate::config::raw::LogFormat;
 use crate::delivery::Outcome;
 use crate::exchange::Exchange;
@@ -73,6 +74,8 @@ struct Fields<'a> {
     peer: Option<IpAddr>,
     method: &'a str,
     path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    companion: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     app: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,6 +146,7 @@ fn fields<'a>(line: &Line<'a>) -> Fields<'a> {
         peer: line.peer,
         method: if method.len() > MAX_METHOD { "(long)" } else { method },
         path: shown_path(path),
+        companion: exchange.companion.map(Contract::as_str),
         app: app.map(|app| app.config.name.as_str()),
         action,
         debug: exchange.debug,
@@ -200,6 +204,7 @@ fn for_humans(fields: &Fields<'_>) -> String {
     put("peer", fields.peer.as_ref().map(|value| value as _));
     put("method", Some(&fields.method));
     put("path", Some(&fields.path));
+    put("companion", fields.companion.as_ref().map(|value| value as _));
     put("request_id", Some(&fields.request_id));
     put("cause", fields.cause.as_ref().map(|value| value as _));
     text

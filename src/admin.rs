@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
+use crate::app::App;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::served::Served;
@@ -91,7 +92,8 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     }
     // What the probes found last: whoever asks here calls no backend.
     let served = Arc::clone(&admin.served.borrow());
-    let waits = served.apps.values().filter(|app| app.config.ready_requires_backend && !app.backend.is_ready());
+    let is_ready = |app: &App| app.backend.as_ref().is_none_or(|backend| backend.is_ready());
+    let waits = served.apps.values().filter(|app| app.config.ready_requires_backend && !is_ready(app));
     let mut waits: Vec<_> = waits.map(|app| app.config.name.as_str()).collect();
     waits.sort_unstable();
     if !waits.is_empty() {
@@ -120,7 +122,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         // One thread serves all scrapes, and nothing is waited for in between.
         admin.metrics.log_dropped.inc_by(dropped().saturating_sub(admin.metrics.log_dropped.get()));
     }
-    admin.served.borrow().apps.values().for_each(|app| app.backend.show());
+    admin.served.borrow().apps.values().filter_map(|app| app.backend.as_ref()).for_each(|backend| backend.show());
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, METRICS)], text).into_response(),
         Err(error) => {

@@ -11,8 +11,8 @@ use crate::stage::normalize::Template;
 pub struct App {
     /// What the configuration says.
     pub config: AppConfig,
-    /// Its backend.
-    pub backend: Arc<Backend>,
+    /// Its backend, if it has one.
+    pub backend: Option<Arc<Backend>>,
     /// Its metrics.
     pub metrics: AppMetrics,
     /// What of its backend's requests is the same each time.
@@ -30,12 +30,13 @@ impl App {
         limits: &Limits,
         metrics: &Metrics,
     ) -> Result<Self, String> {
-        let backend = match backend {
-            Some(backend) => backend,
-            None => {
+        let backend = match (backend, &config.backend) {
+            (Some(backend), _) => Some(backend),
+            (None, Some(own)) => {
                 let watched = Watched { app: &config.name, metrics };
-                Arc::new(Backend::new(&config.backend, limits.reply_bytes, Some(watched))?)
+                Some(Arc::new(Backend::new(own, limits.reply_bytes, Some(watched))?))
             }
+            (None, None) => None,
         };
         let keys = config.keys.iter().map(|key| key.id.as_str());
         let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);

@@ -43,6 +43,8 @@ pub use tls::client_tls;
 
 /// One app's backend. What looks after it ends when it is dropped.
 pub struct Backend {
+    /// What the configuration says.
+    pub config: BackendConfig,
     /// In the order in which they are tried.
     members: Vec<Arc<Member>>,
     _probes: Vec<AbortOnDropHandle<()>>,
@@ -95,7 +97,7 @@ impl Backend {
                 .map(|member| AbortOnDropHandle::new(tokio::spawn(probe::keep(Arc::clone(member), probe.clone()))))
         });
         let probes = probes.collect();
-        Ok(Self { members, _probes: probes })
+        Ok(Self { config: config.clone(), members, _probes: probes })
     }
 
     /// Sends a request and reads the whole reply, until `deadline` at the latest.

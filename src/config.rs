@@ -5,6 +5,7 @@
 //! with its path and place. It is the only reader of configuration.
 
 pub mod backend;
+pub mod companion;
 pub mod effective;
 pub mod endpoint;
 pub mod files;
@@ -35,6 +36,7 @@ pub use backend::{
     Address, BackendConfig, BackendTls, CircuitConfig, ClientIdentity, CountedFailures, Endpoint, PathPart,
     ProbeConfig, Route, Send,
 };
+pub use companion::CompanionConfig;
 use files::Fingerprint;
 use journal::JournalConfig;
 use listen::ListenConfig;
@@ -47,6 +49,8 @@ use telemetry::TelemetryConfig;
 pub struct Config {
     /// The public listeners; the first is `[listen]`.
     pub listeners: Vec<ListenConfig>,
+    /// Where an ingress asks, if one may.
+    pub companion: Option<CompanionConfig>,
     /// The admin listener.
     pub admin: SocketAddr,
     /// Logging.
@@ -139,8 +143,8 @@ pub struct AppConfig {
     pub freshness: Freshness,
     /// Whether `/readyz` waits for the backend.
     pub ready_requires_backend: bool,
-    /// The backend.
-    pub backend: BackendConfig,
+    /// The backend; without one, only a companion's ingress is answered about the app.
+    pub backend: Option<BackendConfig>,
 }
 
 /// A key of an app.

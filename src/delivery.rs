@@ -25,12 +25,22 @@ pub enum Outcome {
     Unconfirmed,
     /// spigate refused the request.
     Rejected,
+    /// A companion told its ingress that the request may pass; what became of it only that knows.
+    Allowed,
 }
 
 impl Outcome {
     /// All of them, in the order of their positions in [`Outcome::index`].
-    pub const ALL: [Self; 7] =
-        [Self::Delivered, Self::Replayed, Self::Joined, Self::Refused, Self::Failed, Self::Unconfirmed, Self::Rejected];
+    pub const ALL: [Self; 8] = [
+        Self::Delivered,
+        Self::Replayed,
+        Self::Joined,
+        Self::Refused,
+        Self::Failed,
+        Self::Unconfirmed,
+        Self::Rejected,
+        Self::Allowed,
+    ];
 
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +52,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Unconfirmed => "unconfirmed",
             Self::Rejected => "rejected",
+            Self::Allowed => "allowed",
         }
     }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
 
 use crate::app::App;
 use crate::backend::RawReply;
+use crate::companion::Contract;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::Dialect;
 use crate::journal::Receipt;
@@ -39,6 +41,10 @@ pub struct Exchange {
     pub recorded: Option<(DeliveryKey, u32)>,
     /// Whom to tell once the platform was answered.
     pub receipt: Option<Receipt>,
+    /// How the companion was asked, if it was.
+    pub companion: Option<Contract>,
+    /// The request that it was asked about, once that is known.
+    pub original: Option<Box<(Method, Uri)>>,
     /// Why it would have been refused, had its app not been observed only.
     pub would_refuse: Option<Rejection>,
 }
@@ -57,7 +63,7 @@ impl Exchange {
 
     /// Learns how a request of an app ended that is observed only: whether it would have been
     /// refused, or else its reply.
-    pub fn observed(&mut self, dialect: &Dialect, checked: Result<Box<Checked>, Rejection>, reply: &RawReply) {
+    pub fn observed(&mut self, dialect: &Dialect, checked: Result<&Checked, &Rejection>, reply: &RawReply) {
         match checked {
             Ok(checked) => {
                 let action = &dialect.actions[checked.request().action_index()];
@@ -69,7 +75,7 @@ impl Exchange {
             Err(refusal) => {
                 let outcome = if reply.status.is_success() { Outcome::Delivered } else { Outcome::Failed };
                 self.outcome = Some(outcome);
-                self.would_refuse = Some(refusal);
+                self.would_refuse = Some(refusal.clone());
             }
         }
     }
@@ -98,11 +104,13 @@ pub struct Verdict {
     pub result: Result<Answer, Rejection>,
 }
 
-/// The backend's words.
+/// The backend's words, or what the companion has to say.
 #[derive(Clone)]
 pub enum Answer {
     /// A body that keeps the contract.
     Judged(Bytes),
     /// A reply that is passed on whatever it says.
     AsItCame(RawReply),
+    /// The headers that an ingress copies: the request may pass.
+    Allowed(HeaderMap),
 }

@@ -21,7 +21,9 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 
 use crate::app::App;
+use crate::backend::Backend;
 use crate::clock;
+use crate::companion::{self, COMPANION, Contract};
 use crate::config::TestConnection;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
@@ -55,9 +57,19 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
 }
 
+/// How far a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The whole way, to its app's backend.
+    Deliver,
+    /// Up to the contract: an ingress asks about it, and passes it on itself.
+    Vouch,
+}
+
 /// The stack around the stops. `sensitive` are headers that carry signatures.
 pub fn stack<B>(
     gateway: Arc<Gateway>,
+    way: Way,
     observer: Arc<Observer>,
     sensitive: Arc<[HeaderName]>,
 ) -> impl Service<
@@ -89,7 +101,7 @@ where
         .layer(AnswerLayer::new(observer))
         // A bug costs one request.
         .layer(CatchPanicLayer::custom(OnPanic::new(metrics)))
-        .service(Spi { gateway })
+        .service(Spi { gateway, way })
 }
 
 impl Gateway {
@@ -104,28 +116,82 @@ impl Gateway {
         let served = Arc::clone(&self.served.borrow());
         // A place first: under overload the cheapest answer is the one that reads nothing.
         let slot = self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?;
+        // Every stop that needs nobody else.
+        let judged = self.judge(&served, Way::Deliver, head, caller, story)?;
+        let backend = judged.app.backend.as_ref().ok_or(Rejection::UnknownApp)?;
+        if !judged.app.config.enforce {
+            // Its way ends here: what breaks a rule is told, and passed on all the same.
+            return self.observe(&judged, backend, head, caller, story).await;
+        }
+        let to = Destination { app: Arc::clone(judged.app), backend: Arc::clone(backend) };
+        // From here on somebody paid: claim, normalize, forward, validate, record.
+        let delivery = self.deliver(&served, to, judged.checked?, caller, slot, story).await?;
+        story.conclude(delivery).map(Answer::Judged)
+    }
+
+    /// The same for a request that an ingress holds and asks about. It ends where the other way
+    /// begins to deliver: nothing is claimed, and what is forwarded and answered is the ingress's.
+    fn vouch(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Answer, Rejection> {
+        let served = Arc::clone(&self.served.borrow());
+        let contract = Contract::of(head);
+        story.companion = contract.as_ref().ok().copied();
+        // Before anything else: whoever asks and may not learns nothing at all.
+        let may_ask = served.doors.get(COMPANION).is_some_and(|door| door.believed.include(caller.peer.socket));
+        if !may_ask {
+            return Err(Rejection::NotTheIngress { peer: caller.peer.socket });
+        }
+        let _slot = self.slots.take(served.limits.in_flight).ok_or(Rejection::Overloaded)?;
+        // The request that it is about, which is judged as if it had come itself.
+        let contract = contract?;
+        let original = contract.original(head)?;
+        story.original = Some(Box::new((original.method.clone(), original.uri.clone())));
+        let Judged { app, checked, .. } = self.judge(&served, Way::Vouch, &original, caller, story)?;
+        let mut headers = match checked {
+            Ok(checked) => {
+                let idempotency_key = delivery_key(app, &checked).idempotency_key();
+                let attempt = Attempt { number: 1, request_id: &caller.request_id, idempotency_key };
+                normalize::headers(app, &checked, &attempt)
+            }
+            Err(refusal) if !app.config.enforce => {
+                story.would_refuse = Some(refusal);
+                normalize::headers_of_observed(app, &caller.request_id)
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        if contract == Contract::ExtAuthz {
+            headers.extend(companion::to_remove(app, &head.headers, &headers));
+        }
+        story.outcome = Some(Outcome::Allowed);
+        Ok(Answer::Allowed(headers))
+    }
+
+    /// The stops that need nobody else: what the request is, whose it is, and whether it is genuine,
+    /// recent and complete. A request that breaks a rule of its app is judged, too: whether that
+    /// counts is the app's affair.
+    fn judge<'r>(
+        &self,
+        served: &'r Served,
+        way: Way,
+        head: &'r request::Parts,
+        caller: &Caller,
+        story: &mut Exchange,
+    ) -> Result<Judged<'r>, Rejection> {
         // Method, host, body, sizes: what needs no look at the content.
         let received = receive::receive(head, caller.has_body, &served.limits)?;
         // The strict reading comes before any use of a parameter.
         let parsed = parse::parse(&received, &served.limits);
-        // The app decides on dialect and keys.
+        // The app decides on dialect and keys. One without a backend is the companion's only.
         let app = match served.routes.find(&received) {
-            Ok(app) => app,
+            Ok(app) if way == Way::Vouch || app.backend.is_some() => app,
             unknown => return Err(parsed.err().or(unknown.err()).unwrap_or(Rejection::UnknownApp)),
         };
-        let _running = InFlight::new(&app.metrics.in_flight);
+        let running = InFlight::new(&app.metrics.in_flight);
         story.app = Some(Arc::clone(app));
         // Before the work of verifying: whoever may not call learns nothing of keys and times.
         let checked = route::admit(app, caller.client)
             .and(parsed)
             .and_then(|parsed| self.check(app, parsed, head, &received, caller, story));
-        if !app.config.enforce {
-            // Its way ends here: what breaks a rule is told, and passed on all the same.
-            return self.observe(app, checked, head, &received, caller, story).await;
-        }
-        // From here on somebody paid: claim, normalize, forward, validate, record.
-        let delivery = self.deliver(&served, app, checked?, caller, slot, story).await?;
-        story.conclude(delivery).map(Answer::Judged)
+        Ok(Judged { app, received, checked, _running: running })
     }
 
     /// The stops that ask whether the platform meant just this.
@@ -158,29 +224,27 @@ impl Gateway {
     /// verdict on the reply. What was refused else is told.
     async fn observe(
         &self,
-        app: &App,
-        checked: Result<Box<Checked>, Rejection>,
+        judged: &Judged<'_>,
+        backend: &Backend,
         head: &request::Parts,
-        received: &Received<'_>,
         caller: &Caller,
         story: &mut Exchange,
     ) -> Result<Answer, Rejection> {
-        let request = match &checked {
+        let Judged { app, received, checked, .. } = judged;
+        let request = match checked {
             Ok(checked) => {
-                let key =
-                    DeliveryKey::of(&app.config.name, &app.config.dialect, checked.request(), checked.signature());
-                let idempotency_key = key.idempotency_key();
-                normalize::normalize(
-                    app,
-                    checked,
-                    &Attempt { number: 1, request_id: &caller.request_id, idempotency_key },
-                )
+                let idempotency_key = delivery_key(app, checked).idempotency_key();
+                let attempt = Attempt { number: 1, request_id: &caller.request_id, idempotency_key };
+                normalize::normalize(app, &backend.config, checked, &attempt)
             }
-            Err(_) => normalize::as_it_came(app, received, &head.headers, &caller.request_id, caller.vouched()),
+            Err(_) => {
+                let (headers, id) = (&head.headers, &caller.request_id);
+                normalize::as_it_came(app, &backend.config, received, headers, id, caller.vouched())
+            }
         };
         let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
         let begun = Instant::now();
-        let reply = forward::forward(&app.backend, request, caller.arrival + app.config.backend.timeout).await;
+        let reply = forward::forward(backend, request, caller.arrival + backend.config.timeout).await;
         let took = begun.elapsed();
         story.backend_time = Some(took);
         let action = checked.as_ref().ok().map(|checked| checked.request().action_index());
@@ -190,7 +254,7 @@ impl Gateway {
             story.outcome = Some(delivery.outcome);
             delivery.answer.err().unwrap_or(Rejection::Internal)
         })?;
-        story.observed(&app.config.dialect, checked, &reply);
+        story.observed(&app.config.dialect, checked.as_deref(), &reply);
         count(story.outcome.unwrap_or(Outcome::Delivered));
         if let (Some(action), Some(Rejection::BackendContract(violation))) = (action, &story.would_refuse) {
             app.metrics.answers.violated(&self.metrics, action, &violation.rule);
@@ -204,30 +268,31 @@ impl Gateway {
     async fn deliver(
         &self,
         served: &Served,
-        app: &Arc<App>,
+        to: Destination,
         checked: Box<Checked>,
         caller: &Caller,
         slot: Place,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
+        let (app, backend) = (&to.app, &to.backend);
         let config = &app.config;
         let action = checked.request().action(&config.dialect);
-        let answer_by = caller.arrival + config.backend.answer_within;
+        let answer_by = caller.arrival + backend.config.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
             if config.test_connection == TestConnection::Probe
-                && let Err(unreachable) = forward::probe(&app.backend, answer_by).await
+                && let Err(unreachable) = forward::probe(backend, answer_by).await
             {
                 return Ok(unreachable);
             }
             let sample = Bytes::copy_from_slice(action.reply.sample.as_bytes());
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
-        let key = DeliveryKey::of(&config.name, &config.dialect, checked.request(), checked.signature());
+        let key = delivery_key(app, &checked);
         let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             let go = Go { number: 1, idempotency_key: key.idempotency_key() };
             // On the heap, as below: what a request waits in is moved about, and this is most of it.
-            let attempt = Box::pin(attempt(Arc::clone(app), checked, metrics, request_id, go, answer_by));
+            let attempt = Box::pin(attempt(to, checked, metrics, request_id, go, answer_by));
             return Ok(attempt.await);
         }
         let order = Order {
@@ -237,12 +302,12 @@ impl Gateway {
             deadline: answer_by,
             slot: Arc::new(slot),
         };
-        let call_by = caller.arrival + config.backend.timeout;
-        let (app, id) = (Arc::clone(app), request_id.clone());
+        let call_by = caller.arrival + backend.config.timeout;
+        let id = request_id.clone();
         let first = move |go: Go| {
             Box::pin(async move {
                 let _panics = CountPanic::new(&metrics.panics);
-                attempt(app, checked, metrics, id, go, call_by).await
+                attempt(to, checked, metrics, id, go, call_by).await
             })
         };
         let story = story.clone();
@@ -290,7 +355,7 @@ impl Gateway {
 
 /// One attempt: normalize, forward, validate. Needs nothing of the connection it came from.
 async fn attempt(
-    app: Arc<App>,
+    Destination { app, backend }: Destination,
     checked: Box<Checked>,
     metrics: Arc<Metrics>,
     request_id: HeaderValue,
@@ -298,14 +363,14 @@ async fn attempt(
     call_by: Instant,
 ) -> Delivery {
     let attempt = Attempt { number: go.number, request_id: &request_id, idempotency_key: go.idempotency_key };
-    let Ok(request) = normalize::normalize(&app, &checked, &attempt) else {
+    let Ok(request) = normalize::normalize(&app, &backend.config, &checked, &attempt) else {
         // Paths are checked with the configuration and parts are encoded: what is left is a
         // query that decoding and encoding anew made longer than any target may be.
         return Delivery::failed(Rejection::UriTooLong { limit: MAX_TARGET });
     };
     let action = checked.request().action_index();
     let begun = Instant::now();
-    let mut delivery = match forward::forward(&app.backend, request, call_by).await {
+    let mut delivery = match forward::forward(&backend, request, call_by).await {
         Ok(reply) => validate::validate(&app.config.dialect.actions[action].reply, reply),
         Err(delivery) => delivery,
     };
@@ -316,6 +381,25 @@ async fn attempt(
         app.metrics.answers.violated(&metrics, action, &violation.rule);
     }
     delivery
+}
+
+/// What a request came to at the stops that need nobody else.
+struct Judged<'r> {
+    app: &'r Arc<App>,
+    received: Received<'r>,
+    /// Whether it keeps every rule.
+    checked: Result<Box<Checked>, Rejection>,
+    _running: InFlight,
+}
+
+/// Where an order is delivered.
+struct Destination {
+    app: Arc<App>,
+    backend: Arc<Backend>,
+}
+
+fn delivery_key(app: &App, checked: &Checked) -> DeliveryKey {
+    DeliveryKey::of(&app.config.name, &app.config.dialect, checked.request(), checked.signature())
 }
 
 /// Longest target that `http::Uri` holds.
@@ -341,6 +425,7 @@ impl Caller {
 #[derive(Clone)]
 struct Spi {
     gateway: Arc<Gateway>,
+    way: Way,
 }
 
 impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
@@ -354,7 +439,7 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let gateway = Arc::clone(&self.gateway);
+        let (gateway, way) = (Arc::clone(&self.gateway), self.way);
         let (mut head, body) = request.into_parts();
         // Nobody behind this asks for it.
         let peer = head.extensions.remove::<Peer>().unwrap_or_default();
@@ -372,7 +457,10 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
         };
         Box::pin(async move {
             let mut exchange = Exchange::default();
-            let result = gateway.exchange(&head, &caller, &mut exchange).await;
+            let result = match way {
+                Way::Deliver => gateway.exchange(&head, &caller, &mut exchange).await,
+                Way::Vouch => gateway.vouch(&head, &caller, &mut exchange),
+            };
             // Behind all stops: a request that verifies never gets here, however many failed before.
             let result = result.map_err(|rejection| match &gateway.served.borrow().failures {
                 Some(failures) => failures.answer(rejection, caller.client),

@@ -10,6 +10,7 @@ pub mod app;
 pub mod backend;
 pub mod cli;
 pub mod clock;
+pub mod companion;
 pub mod config;
 pub mod delivery;
 pub mod diagnosis;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::app::App;
 use crate::config::Config;
 use crate::config::journal::Location;
 use crate::config::listen::Address;
@@ -69,8 +70,9 @@ impl Live {
     /// A backend that is gone must not stay in the metrics as it was last seen.
     fn forget_backends(&self, before: &Served, now: &Served) {
         for (name, app) in &before.apps {
-            let stays = now.apps.get(name).map_or(0, |app| app.config.backend.endpoints().count());
-            for position in stays..app.config.backend.endpoints().count() {
+            let endpoints = |app: &App| app.config.backend.as_ref().map_or(0, |backend| backend.endpoints().count());
+            let stays = now.apps.get(name).map_or(0, |app| endpoints(app));
+            for position in stays..endpoints(app) {
                 let _ = self.metrics.backend_up.remove_label_values(&[name, &position.to_string()]);
             }
         }
@@ -81,6 +83,7 @@ impl Live {
 pub struct Fixed {
     /// Names and addresses of the listeners, and whether they have TLS.
     listeners: Vec<(String, Address, bool)>,
+    companion: Option<SocketAddr>,
     admin: SocketAddr,
     journal: Location,
     lease: Duration,
@@ -96,6 +99,7 @@ impl Fixed {
             listeners: listeners
                 .map(|listener| (listener.name.clone(), listener.address.clone(), listener.tls.is_some()))
                 .collect(),
+            companion: config.companion.as_ref().map(|companion| companion.address),
             admin: config.admin,
             journal: config.journal.location.clone(),
             lease: config.journal.lease,
@@ -113,6 +117,7 @@ impl Fixed {
         }
         let others = [
             ("listeners", self.listeners.len() != other.listeners.len()),
+            ("companion.address", self.companion != other.companion),
             ("admin.address", self.admin != other.admin),
             ("journal.url", !self.journal.is(&other.journal)),
             ("journal.lease", self.lease != other.lease),

@@ -71,6 +71,9 @@ catalogue! {
     /// Requests and replies that would have been refused, were their app not observed only
     /// (enforce = false), by code.
     would_refuse: IntCounterVec = "spigate_would_refuse_total" ["app", "code"];
+    /// Requests that an ingress asked the companion about, by the contract that it asked by. They are
+    /// among spigate_requests_total, too.
+    companion_requests: IntCounterVec = "spigate_companion_requests_total" ["app", "contract", "outcome"];
     /// Seconds from a request's arrival to its answer.
     request_seconds: HistogramVec = "spigate_request_seconds" ["app", "action"] in SECONDS;
     /// Seconds of backend calls, by how they ended.
@@ -231,6 +234,11 @@ impl AnswerMetrics {
             .seconds
             .get_or_init(|| metrics.request_seconds.with_label_values(&[&self.app, &action.action]))
             .observe(seconds);
+    }
+
+    /// Counts an answered question of an ingress.
+    pub fn vouched(&self, metrics: &Metrics, contract: &str, outcome: Outcome) {
+        metrics.companion_requests.with_label_values(&[&self.app, contract, outcome.as_str()]).inc();
     }
 
     /// Counts a backend call.

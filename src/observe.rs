@@ -20,6 +20,7 @@ use tower_http::request_id::RequestId;
 
 use crate::access_log::{self, AccessLog, Line};
 use crate::clock;
+use crate::companion::{self, Contract};
 use crate::delivery::{Delivery, Outcome};
 use crate::exchange::{Answer as Words, Exchange, Verdict};
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
@@ -63,14 +64,22 @@ impl Observer {
         let mut response = match &result {
             Ok(Words::Judged(body)) => answer::reply(body.clone()),
             Ok(Words::AsItCame(reply)) => answer::as_it_came(reply.clone()),
+            Ok(Words::Allowed(headers)) => answer::allowed(headers.clone()),
             Err(rejection) => answer::rejection(rejection, request_id),
         };
+        if exchange.companion == Some(Contract::AuthRequest) && result.is_err() {
+            let denial = companion::denial(response.body());
+            response.headers_mut().extend(denial);
+        }
         response.headers_mut().insert(X_REQUEST_ID, asked.request_id.clone());
 
         let took = asked.arrival.elapsed();
         let outcome = exchange.outcome.unwrap_or(Outcome::Rejected);
         let app = exchange.app.as_ref().map_or(&self.unknown, |app| &app.metrics.answers);
         app.answered(&self.metrics, exchange.action, outcome, took.as_secs_f64());
+        if let Some(contract) = exchange.companion {
+            app.vouched(&self.metrics, contract.as_str(), outcome);
+        }
         if let Some(receipt) = &exchange.receipt {
             receipt.given();
         }
@@ -96,8 +105,8 @@ impl Observer {
                 request_id,
                 client: asked.client,
                 peer: Some(asked.socket).filter(|socket| *socket != asked.client),
-                method: &asked.method,
-                path: &asked.path,
+                method: exchange.original.as_ref().map_or(&asked.method, |original| &original.0),
+                path: exchange.original.as_ref().map_or(&asked.path, |original| &original.1),
                 exchange: &exchange,
                 outcome,
                 status: response.status().as_u16(),

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -29,6 +30,18 @@ pub enum Rejection {
     ClientNotAllowed {
         /// Its address, as far as it is known.
         client: Client,
+    },
+    /// Who asks the companion is not among those that may.
+    NotTheIngress {
+        /// The other end of its connection.
+        peer: IpAddr,
+    },
+    /// An auth sub-request does not say which request it is about.
+    OriginalMissing {
+        /// What is missing.
+        what: &'static str,
+        /// Which setting of the ingress to change.
+        fix: &'static str,
     },
     /// The query is longer than `limits.query_bytes`.
     UriTooLong {
@@ -135,6 +148,8 @@ pub enum Malformed {
     Host,
     /// The request target is neither a path nor a URL of this host.
     Target,
+    /// What an auth sub-request says of the request that it is about.
+    Original(&'static str),
 }
 
 /// Why a signature does not verify. For the log; callers are not told.
@@ -164,13 +179,14 @@ impl Rejection {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::MalformedRequest(_)
+            | Self::OriginalMissing { .. }
             | Self::BodyNotAllowed
             | Self::UnknownAction
             | Self::FieldMissing { .. }
             | Self::FieldInvalid { .. } => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnknownApp => StatusCode::NOT_FOUND,
-            Self::ClientNotAllowed { .. } => StatusCode::FORBIDDEN,
+            Self::ClientNotAllowed { .. } | Self::NotTheIngress { .. } => StatusCode::FORBIDDEN,
             Self::UriTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::SignatureMissing { .. }
@@ -201,7 +217,8 @@ impl Rejection {
             Self::MalformedRequest(_) => "malformed_request",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnknownApp => "unknown_app",
-            Self::ClientNotAllowed { .. } => "client_not_allowed",
+            Self::ClientNotAllowed { .. } | Self::NotTheIngress { .. } => "client_not_allowed",
+            Self::OriginalMissing { .. } => "original_missing",
             Self::UriTooLong { .. } => "uri_too_long",
             Self::HeadersTooLarge => "headers_too_large",
             Self::BodyNotAllowed => "body_not_allowed",
@@ -240,9 +257,14 @@ impl Rejection {
             Self::MalformedRequest(Malformed::Target) => {
                 "the request target is neither a path nor a URL of this host".into()
             }
+            Self::MalformedRequest(Malformed::Original(what)) => {
+                format!("the original request cannot be told: {what}").into()
+            }
             Self::MethodNotAllowed => "only GET is allowed".into(),
             Self::UnknownApp => "nothing is served at this address".into(),
             Self::ClientNotAllowed { .. } => "this client may not call this app".into(),
+            Self::NotTheIngress { .. } => "this client may not ask here".into(),
+            Self::OriginalMissing { what, fix } => format!("{what}: {fix}").into(),
             Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
             Self::HeadersTooLarge => "the request has too many headers".into(),
             Self::BodyNotAllowed => "a GET must not have a body".into(),
@@ -290,6 +312,7 @@ impl Rejection {
                 )
                 .into(),
             ),
+            Self::NotTheIngress { peer } => Some(format!("{peer} is not in companion.allow_from").into()),
             Self::SignatureMissing { header: Some(header) } => Some(
                 format!(
                     "neither the query nor the header {header} has one; if the platform sent the header, an nginx or \
@@ -363,6 +386,7 @@ impl Rejection {
             self,
             Self::MalformedRequest(Malformed::Host | Malformed::Target)
                 | Self::MethodNotAllowed
+                | Self::NotTheIngress { .. }
                 | Self::BodyNotAllowed
                 | Self::HeadersTooLarge
                 | Self::ShuttingDown

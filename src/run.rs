@@ -11,15 +11,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
+use crate::companion::{self, COMPANION};
 use crate::config::listen::{Address, ListenConfig};
-use crate::config::{Config, ShutdownConfig, units};
-use crate::gateway::{self, Gateway};
+use crate::config::{CompanionConfig, Config, ShutdownConfig, units};
+use crate::gateway::{self, Gateway, Way};
 use crate::journal::Journal;
 use crate::live::{Fixed, Live};
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::places::Places;
 use crate::served::Served;
+use crate::server::inherited::Inherited;
 use crate::server::listener::Listener;
 use crate::server::{Phase, Server};
 use crate::stage::claim::Deliveries;
@@ -34,7 +36,7 @@ pub struct Instance {
     pub admin: std::net::SocketAddr,
     ready: watch::Sender<bool>,
     phase: watch::Sender<Phase>,
-    /// One for each public listener.
+    /// One for each public listener, and the companion's.
     servers: Vec<JoinHandle<TaskTracker>>,
     deliveries: Deliveries,
     /// Keeps the journal, and with it the lease.
@@ -43,11 +45,16 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Starts the gateway. Without telemetry there is no access log.
+    /// Starts the gateway on what was `inherited`, and on sockets of its own for everything else.
+    /// Without telemetry there is no access log.
     ///
     /// # Errors
-    /// Addresses that cannot be used.
-    pub async fn start(config: Config, telemetry: Option<&Telemetry>) -> Result<Self, String> {
+    /// Addresses that cannot be used, and sockets that have none of the configuration's.
+    pub async fn start(
+        config: Config,
+        mut inherited: Inherited,
+        telemetry: Option<&Telemetry>,
+    ) -> Result<Self, String> {
         let unusable = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
         let metrics = Arc::new(Metrics::new().map_err(|error| unusable("metrics", &error))?);
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -59,19 +66,36 @@ impl Instance {
         let mut public = Vec::new();
         for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
-            let listener = Listener::bind(&address).await.map_err(|error| wrong(&error))?;
+            let listener = Listener::bind(&address, &mut inherited).await.map_err(|error| wrong(&error))?;
             let address = listener.address().map_err(|error| wrong(&error))?;
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
             public.push((listener, address, name, tls));
         }
+        let companion = match &config.companion {
+            None => None,
+            Some(CompanionConfig { address, .. }) => {
+                let wrong =
+                    |error: &dyn std::fmt::Display| unusable(&format!("companion.address = \"{address}\""), error);
+                let listener =
+                    Listener::bind(&Address::Tcp(*address), &mut inherited).await.map_err(|error| wrong(&error))?;
+                let address = listener.address().map_err(|error| wrong(&error))?;
+                Some((listener, address))
+            }
+        };
         let wrong = |error| unusable(&format!("admin.address = \"{}\"", config.admin), &error);
-        let private = TcpListener::bind(config.admin).await.map_err(wrong)?;
+        let private = match inherited.tcp(config.admin) {
+            Some(socket) => TcpListener::from_std(socket),
+            None => TcpListener::bind(config.admin).await,
+        };
+        let private = private.map_err(wrong)?;
         let admin = private.local_addr().map_err(wrong)?;
+        inherited.all_taken()?;
         let listen = public.first().map(|(_, address, ..)| address.clone()).ok_or("there is no public listener")?;
 
         let mut headers: Vec<HeaderName> =
             config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone()).collect();
+        headers.extend(companion::sensitive());
         headers.dedup();
         let names = config.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
         let (served, now_served) = watch::channel(Arc::new(Served::new(&config, &metrics, None)?));
@@ -85,13 +109,15 @@ impl Instance {
         let log = telemetry.map(|telemetry| AccessLog::new(telemetry.out.clone(), config.log.format));
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
         observer.log_requests(config.log.access);
-        let stack = gateway::stack(gateway, Arc::clone(&observer), headers.into());
+        let headers: Arc<[HeaderName]> = headers.into();
+        let stack = |way| gateway::stack(Arc::clone(&gateway), way, Arc::clone(&observer), Arc::clone(&headers));
+        let (deliver, vouch) = (stack(Way::Deliver), stack(Way::Vouch));
         let levels = telemetry.map(|telemetry| telemetry.levels.clone());
         let live = Arc::new(Live {
             metrics: Arc::clone(&metrics),
             served,
             journal: Arc::clone(&journal),
-            observer,
+            observer: Arc::clone(&observer),
             levels: levels.clone(),
             tls: public.iter().filter_map(|(.., tls)| tls.clone()).collect(),
             fixed: Fixed::of(&config),
@@ -111,13 +137,17 @@ impl Instance {
         admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
         let places = Places::default();
         let mut servers = Vec::new();
-        for (listener, address, name, tls) in public {
+        let asked_at = companion.as_ref().map(|(_, address)| address.to_string());
+        let public = public.into_iter().map(|(listener, address, name, tls)| (listener, address, name, tls, &deliver));
+        let companion = companion.map(|(listener, address)| (listener, address, COMPANION.to_owned(), None, &vouch));
+        for (listener, address, name, tls, stack) in public.chain(companion) {
             tracing::info!(listener = name, %address, tls = tls.is_some(), "listening");
             let (served, places) = (now_served.clone(), places.clone());
             let server = Server::new(name, served, places, tls, Arc::clone(&metrics));
             servers.push(tokio::spawn(server.serve(listener, stack.clone(), is_in_phase.clone())));
         }
-        tracing::info!(%listen, %admin, apps = names, version = env!("CARGO_PKG_VERSION"), "ready");
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(%listen, %admin, companion = asked_at, apps = names, version, "ready");
         Ok(Self { listen, admin, ready, phase, servers, deliveries, keeper, live })
     }
 

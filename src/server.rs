@@ -3,6 +3,7 @@
 
 pub mod http1;
 pub mod http2;
+pub mod inherited;
 pub mod listener;
 pub mod pace;
 pub mod proxy;
@@ -43,8 +44,9 @@ use crate::tls::{self, Acceptors};
 const MAX_HEAD: u32 = 128 * 1024;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a client has to notice that its connection was ended.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a client has to notice that its connection was ended: a busy one's last answers may still
+/// lie unread, and a reset would take them away.
+const LINGER: Duration = Duration::from_secs(5);
 /// Between two lines about it: it may go on for as long as somebody holds all descriptors.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
@@ -142,7 +144,7 @@ impl Server {
         };
         // There always is one; without it nobody would be believed.
         let Some(door) = served.doors.get(&self.name) else { return };
-        let peer = door.proxies.peer(address.ip());
+        let peer = door.peer(address.ip());
         let running = InFlight::new(&self.metrics.connections);
         let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
         let introductions = door.proxy_protocol.then(|| Arc::clone(&self.introductions));

@@ -114,8 +114,8 @@ def pods(paths):
             ports = {port["name"]: port["containerPort"] for port in gateway(pod)["ports"]}
             for item in of_kind(objects, "Service"):
                 # The admin port is not for everybody.
-                if [port["targetPort"] for port in item["spec"]["ports"]] != [ports["spi"]]:
-                    problem(where, "its Service leads elsewhere than to the port spi")
+                if [port["targetPort"] for port in item["spec"]["ports"]] != [ports.get("spi", ports.get("companion"))]:
+                    problem(where, "its Service leads elsewhere than to the port spi or companion")
             for item in of_kind(objects, "NetworkPolicy"):
                 named_there = {port["port"] for rule in item["spec"]["ingress"] for port in rule["ports"]}
                 if not named_there <= set(ports.values()):
@@ -139,9 +139,11 @@ def agrees(where, pod, config):
     """Whether pod and configuration say the same of ports, times and sizes."""
     container = gateway(pod)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    for key, port in (("listen", "spi"), ("admin", "admin")):
-        if config[key]["address"] != f"0.0.0.0:{ports[port]}":
+    for key, port in (("listen", "spi"), ("companion", "companion"), ("admin", "admin")):
+        if port in ports and config[key]["address"] != f"0.0.0.0:{ports[port]}":
             problem(where, f"{key}.address is not the port {port}")
+    if "spi" not in ports and not config["listen"]["address"].startswith("127.0.0.1:"):
+        problem(where, "listen.address is open, and is no port of the pod")
     stop = config["shutdown"]
     own = seconds(stop["delay"]) + seconds(stop["grace"]) + 7
     if container in pod.get("initContainers", []):
@@ -153,7 +155,9 @@ def agrees(where, pod, config):
     if pod["terminationGracePeriodSeconds"] < own:
         problem(where, f"terminationGracePeriodSeconds is shorter than the {own:g} s that a stop may take")
     limits, unit = config["limits"], 1024
-    worst = 20 * unit + limits["connections"] * 128 + limits["in_flight"] * int(limits["reply_bytes"].removesuffix("KiB"))
+    worst = 20 * unit + limits["connections"] * 128
+    if any("backend" in app for app in config["apps"]):
+        worst += limits["in_flight"] * int(limits["reply_bytes"].removesuffix("KiB"))
     given = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) * unit
     if given < worst:
         problem(where, f"{worst // unit} MiB may be needed, and {given // unit} are given")
@@ -241,7 +245,7 @@ def helm(chart_path, directory):
         problem(chart_path, error)
     loaded = Chart.load(chart_path)
     name = loaded.name
-    wrong = [{"imag": {}}, {"config": "nothing"}, {"keys": {"existingSecret": ""}}, {"ports": {"spi": 0}}, {"replicas": "2"}]
+    wrong = [{"imag": {}}, {"config": "nothing"}, {"keys": {"existingSecret": ""}}, {"ports": {"spi": 0}}, {"replicas": "2"}, {"companion": "yes"}, {"ports": {"companion": 0}}]
     if name != "spigate":
         wrong = [{"spigate": values} for values in wrong]
     for values in wrong:
@@ -252,6 +256,8 @@ def helm(chart_path, directory):
             pass
     variants = {"default": {}}
     if name == "spigate":
+        with open(pathlib.Path(chart_path, "values-companion.yaml"), encoding="utf-8") as file:
+            variants["companion"] = yaml.safe_load(file)
         variants["fixed"] = {
             "autoscaling": {"enabled": False}, "networkPolicy": {"enabled": False}, "journal": {"existingSecret": ""},
             "image": {"tag": "edge"}, "podAnnotations": {"a": "b"}, "nodeSelector": {"a": "b"},

@@ -23,23 +23,10 @@ pub struct Outgoing {
     body: Bytes,
 }
 
-/// Header lines that are the same in many requests, made ahead.
-#[derive(Clone, Debug, Default)]
-pub struct Lines(Vec<u8>);
-
 /// A request that is complete.
 pub(super) struct Written {
     bytes: Vec<u8>,
     host: Range<usize>,
-}
-
-impl Lines {
-    /// One more line.
-    #[must_use]
-    pub fn with(mut self, name: &HeaderName, value: &HeaderValue) -> Self {
-        put_line(&mut self.0, name, value.as_bytes());
-        self
-    }
 }
 
 impl Outgoing {
@@ -76,18 +63,6 @@ impl Outgoing {
         if value.bytes().fold(true, |all, byte| all & (b' '..0x7f).contains(&byte)) {
             put_line(&mut self.head, name, value.as_bytes());
         }
-    }
-
-    /// Adds a header with this number.
-    pub fn number(&mut self, name: &HeaderName, value: u32) {
-        self.head.extend_from_slice(name.as_str().as_bytes());
-        // Writing to a Vec cannot fail.
-        let _ = write!(self.head, ": {value}\r\n");
-    }
-
-    /// Adds lines that were made ahead.
-    pub fn lines(&mut self, lines: &Lines) {
-        self.head.extend_from_slice(&lines.0);
     }
 
     /// The headers of a trace.
@@ -155,7 +130,8 @@ mod tests {
         let target = "/spi/renew?a=b".parse().unwrap();
         let mut request = Outgoing::new(Method::POST, &target, &value("a.example"));
         request.header(&USER_AGENT, &value("x"));
-        request.lines(&Lines::default().with(&ACCEPT, &value("1")).with(&ACCEPT, &value("2")));
+        request.header(&ACCEPT, &value("1"));
+        request.header(&ACCEPT, &value("2"));
         request.text(&ACCEPT, "3 ~");
         request.traced_mut().insert("traceparent", value("00-1"));
         request.set_body("{}");

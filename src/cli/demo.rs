@@ -25,6 +25,7 @@ use crate::dialect::reply::Judgement;
 use crate::dialect::{ActionKind, Dialect, Presence};
 use crate::platform::{self, Order, PATIENCE, Placement, Reply, Signed, Verdict};
 use crate::run::Instance;
+use crate::server::inherited::Inherited;
 
 /// Arguments of `spigate demo`.
 #[derive(Args)]
@@ -92,7 +93,7 @@ impl Demo {
         let secret = random_key()?;
         let key = dialect.signing_key(&secret).map_err(|error| Failure::unusable(error.to_string()))?;
         let config = configuration(&dialect, &self.listen, &format!("http://{backend_address}"), &secret)?;
-        let gateway = Instance::start(config, None).await.map_err(Failure::unusable)?;
+        let gateway = Instance::start(config, Inherited::default(), None).await.map_err(Failure::unusable)?;
         let base = format!("http://{}", gateway.listen);
 
         let mut script = Script { dialect: &dialect, key: &key, base: &base, now: clock::now(), instance: None };

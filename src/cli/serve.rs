@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::{Failure, Overrides, load_config_with_fingerprint, print_config, reload_config};
 use crate::reload::Reloader;
 use crate::run::Instance;
+use crate::server::inherited::Inherited;
 use crate::{systemd, telemetry};
 
 /// Arguments of `spigate serve`.
@@ -36,6 +37,8 @@ impl Serve {
         if self.print_config {
             return print_config(&self.config, self.overrides.settings());
         }
+        // While there is one thread.
+        let inherited = Inherited::take().map_err(Failure::unusable)?;
         let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
         let runtime = runtime().map_err(|error| Failure::unusable(format!("no runtime: {error}")))?;
         let telemetry = telemetry::init(&config, runtime.handle()).map_err(Failure::unusable)?;
@@ -46,7 +49,7 @@ impl Serve {
         let result = runtime.block_on(async {
             // Before anything is accepted, so that no signal finds the process unprepared.
             let mut signals = Signals::new()?;
-            let running = Instance::start(config, Some(&telemetry)).await.map_err(Failure::unusable)?;
+            let running = Instance::start(config, inherited, Some(&telemetry)).await.map_err(Failure::unusable)?;
             let path = self.config.clone();
             let reloader = Reloader::new(running.live(), move || reload_config(&path, &sources), made_of);
             tokio::spawn(reloader.run(Arc::clone(&signals.hangups)));

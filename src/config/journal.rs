@@ -78,6 +78,17 @@ impl Validator<'_> {
         JournalConfig { location, lease, encryption_key, retain_replies, retain_history, lifecycle_replay }
     }
 
+    /// Warns of a journal that does not last. Not asked where nothing is delivered.
+    pub(super) fn doubt_journal(&mut self, journal: &JournalConfig) {
+        if matches!(journal.location, Location::Memory) {
+            self.warn(
+                "journal.url",
+                "memory: forgets every delivery when the process ends; an order that comes again after that is \
+                 delivered again",
+            );
+        }
+    }
+
     fn age(&mut self, path: &str, text: &str) -> SignedDuration {
         let age = self.positive_duration(path, text);
         SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
@@ -85,11 +96,6 @@ impl Validator<'_> {
 
     fn location(&mut self, url: &str) -> Location {
         if url == "memory:" {
-            self.warn(
-                "journal.url",
-                "memory: forgets every delivery when the process ends; an order that comes again after that is \
-                 delivered again",
-            );
             return Location::Memory;
         }
         if let Some(path) = url.strip_prefix("sqlite:") {

@@ -6,7 +6,7 @@ use super::listen::{Address, ListenConfig};
 use super::raw::RawListen;
 use super::scalar::Strings;
 use super::validate::Validator;
-use super::{AppConfig, units};
+use super::{AppConfig, CompanionConfig, units};
 
 impl Validator<'_> {
     /// Reads a list of networks.
@@ -26,7 +26,12 @@ impl Validator<'_> {
     }
 
     /// Warns of lists that will not do what they are there for.
-    pub(super) fn doubt_lists(&mut self, listeners: &[ListenConfig], apps: &[AppConfig]) {
+    pub(super) fn doubt_lists(
+        &mut self,
+        listeners: &[ListenConfig],
+        companion: Option<&CompanionConfig>,
+        apps: &[AppConfig],
+    ) {
         let is_local = |listener: &ListenConfig| match &listener.address {
             Address::Tcp(address) => address.ip().is_loopback(),
             Address::Unix(_) => true,
@@ -44,11 +49,18 @@ impl Validator<'_> {
         for (index, app) in lists {
             let path = format!("apps[{index}].allow_from");
             // Only something on the same machine reaches it, whoever it speaks for.
-            if listeners.iter().all(is_local) && trusted.is_empty() {
+            if app.backend.is_some() && listeners.iter().all(is_local) && trusted.is_empty() {
                 self.warn(
                     &path,
                     "the listener is reached from this machine only, and no proxy on it is trusted to say who calls: \
                      set listen.trusted_proxies, or every client is a local one",
+                );
+            }
+            let mut may_ask = companion.into_iter().flat_map(|companion| &companion.allow_from);
+            if let Some(both) = may_ask.find(|network| app.allow_from.contains(network)) {
+                self.warn(
+                    &path,
+                    &format!("{both} may ask the companion, too: it lets in whatever the ingress names no client for"),
                 );
             }
             if let Some(both) = app.allow_from.iter().find(|network| trusted.contains(network)) {

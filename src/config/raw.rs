@@ -18,6 +18,8 @@ pub struct RawConfig {
     pub listen: RawListen,
     /// Further listeners, each with the keys of `[listen]`.
     pub listeners: Vec<RawListen>,
+    /// Where an ingress asks whether a request may pass. Off, unless it has both keys.
+    pub companion: RawCompanion,
     /// Where operators and monitoring look: /livez, /readyz, /metrics. Keep it off the internet.
     pub admin: RawAdmin,
     /// What is logged, to standard output.
@@ -75,6 +77,16 @@ pub struct RawCertificate {
     pub certificate: Option<String>,
     /// A file (PEM) with the certificate's private key, not encrypted.
     pub key: Option<String>,
+}
+
+/// Where an ingress asks whether a request may pass; see docs/companion.md.
+#[derive(serde::Deserialize, serde::Serialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCompanion {
+    /// Address and port. Plain HTTP/1.1: keep it where only the ingress reaches it.
+    pub address: Option<String>,
+    /// Networks (CIDR) of the ingress: only it is answered, and its word on the client is believed.
+    pub allow_from: Strings,
 }
 
 /// Where operators and monitoring look.
@@ -288,8 +300,8 @@ pub struct RawApp {
     pub ready_requires_backend: Flag,
     /// How far a request's time may be off.
     pub freshness: RawFreshness,
-    /// Where requests are delivered.
-    pub backend: RawBackend,
+    /// Where requests are delivered. Without it only a companion's ingress is answered about the app.
+    pub backend: Option<RawBackend>,
 }
 
 impl Default for RawApp {
@@ -309,7 +321,7 @@ impl Default for RawApp {
             without_order_id: RawWithoutOrderId::Signature,
             ready_requires_backend: Flag(false),
             freshness: RawFreshness::default(),
-            backend: RawBackend::default(),
+            backend: None,
         }
     }
 }

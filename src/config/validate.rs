@@ -49,6 +49,7 @@ impl<'s> Validator<'s> {
         {
             self.problem("admin.address", "must not be a public listener's address");
         }
+        let companion = self.companion(&raw.companion, &listeners, admin);
         let limits = self.limits(&raw.limits);
         let shutdown = ShutdownConfig {
             delay: self.duration("shutdown.delay", &raw.shutdown.delay),
@@ -61,20 +62,21 @@ impl<'s> Validator<'s> {
         }
         let mut apps = Vec::new();
         for (index, app) in raw.apps.iter().enumerate() {
-            apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps));
+            apps.extend(self.app(&format!("apps[{index}]"), app, &dialects, &apps, raw.companion.address.is_some()));
         }
-        self.doubt_lists(&listeners, &apps);
-        for app in &apps {
-            if shutdown.grace < app.backend.timeout {
-                self.warn(
-                    "shutdown.grace",
-                    &format!(
-                        "is shorter than the timeout of app {}'s backend: a stop may cut a running delivery off",
-                        app.name
-                    ),
-                );
-                break;
-            }
+        self.doubt_lists(&listeners, companion.as_ref(), &apps);
+        let is_slow = |app: &&AppConfig| app.backend.as_ref().is_some_and(|backend| shutdown.grace < backend.timeout);
+        if let Some(app) = apps.iter().find(is_slow) {
+            self.warn(
+                "shutdown.grace",
+                &format!(
+                    "is shorter than the timeout of app {}'s backend: a stop may cut a running delivery off",
+                    app.name
+                ),
+            );
+        }
+        if apps.iter().any(|app| app.backend.is_some()) {
+            self.doubt_journal(&journal);
         }
         let (Some(admin), true) = (admin, self.problems.is_empty()) else {
             self.problems.dedup();
@@ -82,6 +84,7 @@ impl<'s> Validator<'s> {
         };
         Ok(Config {
             listeners,
+            companion,
             admin,
             log: LogConfig { level: raw.log.level, format: raw.log.format, access: raw.log.access.0 },
             limits,
@@ -199,7 +202,14 @@ impl<'s> Validator<'s> {
         }
     }
 
-    fn app(&mut self, at: &str, raw: &RawApp, dialects: &[Arc<Dialect>], others: &[AppConfig]) -> Option<AppConfig> {
+    fn app(
+        &mut self,
+        at: &str,
+        raw: &RawApp,
+        dialects: &[Arc<Dialect>],
+        others: &[AppConfig],
+        has_companion: bool,
+    ) -> Option<AppConfig> {
         let name = raw.name.clone().unwrap_or_default();
         let plain = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '_';
         if raw.name.is_none() {
@@ -239,12 +249,27 @@ impl<'s> Validator<'s> {
         let is_known = dialect.is_some();
         let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
-        let backend = self.backend(&format!("{at}.backend"), &raw.backend, &dialect, raw.ready_requires_backend.0);
-        if !is_known {
-            // Actions of a dialect that is not known cannot be wrong.
-            self.problems.retain(|problem| !problem.path.starts_with(&format!("{at}.backend.routes.")));
-        }
-        let backend = backend?;
+        let backend = match &raw.backend {
+            None if has_companion => {
+                if raw.ready_requires_backend.0 {
+                    self.problem(&format!("{at}.ready_requires_backend"), "needs a backend");
+                }
+                None
+            }
+            None => {
+                self.problem(&format!("{at}.backend"), "is missing; only with [companion] an app can do without");
+                return None;
+            }
+            Some(raw_backend) => {
+                let place = format!("{at}.backend");
+                let backend = self.backend(&place, raw_backend, &dialect, raw.ready_requires_backend.0);
+                if !is_known {
+                    // Actions of a dialect that is not known cannot be wrong.
+                    self.problems.retain(|problem| !problem.path.starts_with(&format!("{place}.routes.")));
+                }
+                Some(backend?)
+            }
+        };
         if raw.test_connection == raw::RawTestConnection::Answer
             && dialect.action_of(crate::dialect::ActionKind::Test).is_none()
         {

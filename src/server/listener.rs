@@ -9,15 +9,23 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::inherited::Inherited;
 use super::stream::{Socket, UNSPECIFIED};
 use crate::config::listen::Address;
 
 /// A bound public listener.
-pub enum Listener {
+pub struct Listener {
+    socket: Listening,
+    /// Whether it is also open elsewhere, and stays so when this process lets go of it.
+    outlives: bool,
+}
+
+enum Listening {
     /// A TCP port.
     Tcp(TcpListener),
-    /// A Unix socket. The file goes first: once nobody listens, another process may make its own.
-    Unix(SocketFile, UnixListener),
+    /// A Unix socket, and its file if it is ours. That goes first: once nobody listens, another
+    /// process may make its own.
+    Unix(Option<SocketFile>, UnixListener),
 }
 
 /// A socket's file, removed when its listener is gone.
@@ -34,21 +42,29 @@ impl Drop for SocketFile {
 const MODE: u32 = 0o660;
 
 impl Listener {
-    /// Binds an address. A socket's file that nobody listens on any more is replaced.
+    /// Binds an address, or takes the socket that was handed over for it. A socket's file that
+    /// nobody listens on any more is replaced.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub async fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
-            Address::Unix(path) => {
-                remove_stale(path)?;
-                let listener = UnixListener::bind(path)?;
-                let file = SocketFile(path.clone());
-                fs::set_permissions(path, Permissions::from_mode(MODE))?;
-                Ok(Self::Unix(file, listener))
-            }
-        }
+    pub async fn bind(address: &Address, inherited: &mut Inherited) -> io::Result<Self> {
+        let (socket, outlives) = match address {
+            Address::Tcp(address) => match inherited.tcp(*address) {
+                Some(listener) => (Listening::Tcp(TcpListener::from_std(listener)?), true),
+                None => (Listening::Tcp(TcpListener::bind(address).await?), false),
+            },
+            Address::Unix(path) => match inherited.unix(path) {
+                Some(listener) => (Listening::Unix(None, UnixListener::from_std(listener)?), true),
+                None => {
+                    remove_stale(path)?;
+                    let listener = UnixListener::bind(path)?;
+                    let file = SocketFile(path.clone());
+                    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+                    (Listening::Unix(Some(file), listener), false)
+                }
+            },
+        };
+        Ok(Self { socket, outlives })
     }
 
     /// Where it really listens.
@@ -56,9 +72,12 @@ impl Listener {
     /// # Errors
     /// Only if the system cannot tell.
     pub fn address(&self) -> io::Result<Address> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(file, _) => Ok(Address::Unix(file.0.clone())),
+        match &self.socket {
+            Listening::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Listening::Unix(_, listener) => {
+                let address = listener.local_addr()?;
+                Ok(Address::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
+            }
         }
     }
 
@@ -67,27 +86,33 @@ impl Listener {
     /// # Errors
     /// What the system says.
     pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Socket::Tcp(stream), peer)),
-            Self::Unix(_, listener) => listener.accept().await.map(|(stream, _)| (Socket::Unix(stream), UNSPECIFIED)),
+        match &self.socket {
+            Listening::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Socket::Tcp(stream), peer)),
+            Listening::Unix(_, listener) => {
+                listener.accept().await.map(|(stream, _)| (Socket::Unix(stream), UNSPECIFIED))
+            }
         }
     }
 
     /// Closes the listener and returns the connections that waited to be accepted: their clients
-    /// know them as open, and may have sent a request.
+    /// know them as open, and may have sent a request. Those of a socket that outlives this process
+    /// go on waiting, for the next one.
     ///
     /// Asks the kernel, not the runtime, which may not have been told of them yet.
     pub fn close(self) -> Vec<(Socket, SocketAddr)> {
         let mut waiting = Vec::new();
-        match self {
-            Self::Tcp(listener) => {
+        if self.outlives {
+            return waiting;
+        }
+        match self.socket {
+            Listening::Tcp(listener) => {
                 let Ok(listener) = listener.into_std() else { return waiting };
                 while let Ok((stream, peer)) = listener.accept() {
                     let adopted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
                     waiting.extend(adopted.map(|stream| (Socket::Tcp(stream), peer)));
                 }
             }
-            Self::Unix(file, listener) => {
+            Listening::Unix(file, listener) => {
                 // Nobody new first, then those who came before.
                 drop(file);
                 let Ok(listener) = listener.into_std() else { return waiting };

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use crate::backend::RawReply;
@@ -27,6 +27,14 @@ pub fn as_it_came(reply: RawReply) -> Response<Bytes> {
     for (name, value) in [(CONTENT_TYPE, content_type), (CONTENT_ENCODING, content_encoding)] {
         response.headers_mut().extend(value.map(|value| (name, value)));
     }
+    response
+}
+
+/// Yes, to an ingress that asked. No body, so that this is no success for a platform that it reaches
+/// by mistake: nothing has been delivered.
+pub fn allowed(headers: HeaderMap) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.headers_mut() = headers;
     response
 }
 

@@ -66,15 +66,16 @@ pub fn check(
     for &field in request.lacking() {
         app.metrics.answers.lacked(metrics, request.action_index(), field, &dialect.fields[field].name);
     }
-    let query = if app.config.backend.send == Send::Raw { received.query().to_owned() } else { String::new() };
+    let as_it_came = app.config.backend.as_ref().is_some_and(|backend| backend.send == Send::Raw);
+    let query = if as_it_came { received.query().to_owned() } else { String::new() };
     Ok(Checked { request, signature, key, query, passed_on })
 }
 
 /// A field that becomes a path segment must not be `.` or `..`: percent-encoding leaves them as
 /// they are, and the backend would take them as directions.
 fn refuse_dot_segments(app: &App, request: &SpiRequest) -> Result<(), Rejection> {
-    let dialect = &*app.config.dialect;
-    for part in &app.config.backend.routes[request.action_index()].path {
+    let (dialect, action) = (&*app.config.dialect, request.action_index());
+    for part in app.config.backend.iter().flat_map(|backend| &backend.routes[action].path) {
         if let PathPart::Field(field) = *part
             && matches!(request.text(field), Some("." | ".."))
         {

@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
-use crate::backend::outgoing::{Lines, Outgoing};
-use crate::config::{PathPart, Route, Send};
+use crate::backend::outgoing::Outgoing;
+use crate::config::{BackendConfig, PathPart, Route, Send};
 use crate::dialect::Dialect;
 use crate::dialect::request::{Documented, SpiRequest, Value};
 use crate::dialect::time::{TimeFormat, iso8601};
@@ -55,53 +55,93 @@ const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
 const X_SPI_DEBUG: HeaderName = HeaderName::from_static("x-spi-debug");
 const X_SPI_KEY_ID: HeaderName = HeaderName::from_static("x-spi-key-id");
 const X_SPI_ATTEMPT: HeaderName = HeaderName::from_static("x-spi-attempt");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header of a delivery's key.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What of a backend's request is the same each time: made once per app.
 pub struct Template {
-    /// What every request says.
-    app: Lines,
-    /// What the first attempt says, and nearly every one is.
-    first: Lines,
-    actions: Vec<Lines>,
-    keys: Vec<Lines>,
+    app: HeaderValue,
+    dialect: HeaderValue,
+    actions: Vec<HeaderValue>,
+    keys: Vec<HeaderValue>,
     action_param: HeaderName,
     time_param: HeaderName,
     fields: Vec<HeaderName>,
-    /// For each action: its target, where neither fields nor parameters are part of it.
+    /// For each action: its target, where neither fields nor parameters are part of it. Nothing
+    /// without a backend.
     targets: Vec<Option<Uri>>,
 }
 
 impl Template {
     /// Prepares an app's template.
     pub fn new(config: &crate::config::AppConfig) -> Self {
-        let fixed_target = matches!(config.backend.send, Send::Json | Send::Headers);
-        let line = |name, text: &str| Lines::default().with(&name, &header_value(text));
+        let target = |backend: &BackendConfig| {
+            let routes = backend.routes.iter();
+            routes.map(|route| target_without_values(backend, route)).collect()
+        };
         Self {
-            app: line(X_SPI_APP, &config.name).with(&X_SPI_DIALECT, &header_value(&config.dialect.name)),
-            first: line(X_SPI_ATTEMPT, "1"),
-            actions: config.dialect.actions.iter().map(|action| line(X_SPI_ACTION, &action.name)).collect(),
-            keys: config.keys.iter().map(|key| line(X_SPI_KEY_ID, &key.id)).collect(),
+            app: header_value(&config.name),
+            dialect: header_value(&config.dialect.name),
+            actions: config.dialect.actions.iter().map(|action| header_value(&action.name)).collect(),
+            keys: config.keys.iter().map(|key| header_value(&key.id)).collect(),
             action_param: param_header(&config.dialect.action_parameter),
             time_param: param_header(config.dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
             fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
-            targets: config
-                .backend
-                .routes
-                .iter()
-                .map(|route| target_without_values(config, route, fixed_target))
-                .collect(),
+            targets: config.backend.as_ref().map(target).unwrap_or_default(),
         }
+    }
+
+    /// The headers that the form `headers` may have, ours included.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        static OURS: [HeaderName; 8] = [
+            X_SPI_APP,
+            X_SPI_DIALECT,
+            X_SPI_ACTION,
+            X_SPI_DEBUG,
+            X_SPI_KEY_ID,
+            X_SPI_ATTEMPT,
+            X_REQUEST_ID,
+            IDEMPOTENCY_KEY,
+        ];
+        OURS.iter().chain([&self.action_param, &self.time_param]).chain(&self.fields)
     }
 }
 
-fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed: bool) -> Option<Uri> {
-    match (&route.path[..], &config.backend.endpoint.query) {
+fn target_without_values(backend: &BackendConfig, route: &Route) -> Option<Uri> {
+    let fixed = matches!(backend.send, Send::Json | Send::Headers);
+    match (&route.path[..], &backend.endpoint.query) {
         ([PathPart::Literal(path)], None) if fixed => path.parse().ok(),
         ([PathPart::Literal(path)], Some(query)) if fixed => format!("{path}?{query}").parse().ok(),
         _ => None,
+    }
+}
+
+/// What headers are put into: the backend's request, or a map for an ingress that sends its own.
+trait Headers {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue);
+    /// Nothing if it is not visible ASCII, which it is.
+    fn put_text(&mut self, name: &HeaderName, text: &str);
+}
+
+impl Headers for Outgoing {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.header(name, value);
+    }
+    fn put_text(&mut self, name: &HeaderName, text: &str) {
+        self.text(name, text);
+    }
+}
+
+impl Headers for HeaderMap {
+    fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.insert(name, value.clone());
+    }
+    fn put_text(&mut self, name: &HeaderName, text: &str) {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            self.insert(name, value);
+        }
     }
 }
 
@@ -110,18 +150,21 @@ fn target_without_values(config: &crate::config::AppConfig, route: &Route, fixed
 /// # Errors
 /// Only a target longer than `http::Uri` holds: decoded parameters, encoded anew, can be three
 /// times as long as they came. Everything else was checked with the configuration.
-pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<Outgoing, http::Error> {
-    let dialect = &*app.config.dialect;
+pub fn normalize(
+    app: &App,
+    backend: &BackendConfig,
+    checked: &Checked,
+    attempt: &Attempt<'_>,
+) -> Result<Outgoing, http::Error> {
     let request = checked.request();
     let action = request.action_index();
-    let backend = &app.config.backend;
     let route = &backend.routes[action];
     let built;
     let uri = match &app.template.targets[action] {
         // Only JSON has room for undocumented parameters elsewhere than in the query.
         Some(uri) if backend.send == Send::Json || !request.has_undocumented() => uri,
         _ => {
-            built = target(app, checked, route)?;
+            built = target(app, backend, checked, route)?;
             &built
         }
     };
@@ -130,23 +173,50 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
     match backend.send {
         Send::Json => {
             outgoing.header(&CONTENT_TYPE, &HeaderValue::from_static("application/json"));
-            outgoing.set_body(json_body(dialect, request));
+            outgoing.set_body(json_body(&app.config.dialect, request));
         }
-        Send::Headers => params(app, request, |name, text| outgoing.text(name, text)),
+        Send::Headers => put_params(&mut outgoing, app, request),
         Send::Query | Send::Raw => {}
     }
-    // Ours: nothing above has one of these names.
-    outgoing.lines(&app.template.app);
-    outgoing.lines(&app.template.actions[action]);
-    outgoing.text(&X_SPI_DEBUG, boolean(request.is_debug(dialect)));
-    outgoing.lines(&app.template.keys[checked.key()]);
-    match attempt.number {
-        1 => outgoing.lines(&app.template.first),
-        number => outgoing.number(&X_SPI_ATTEMPT, number),
-    }
-    outgoing.header(&X_REQUEST_ID, attempt.request_id);
-    outgoing.text(&IDEMPOTENCY_KEY, &attempt.idempotency_key);
+    // Nothing above has one of these names.
+    put_ours(&mut outgoing, app, checked, attempt);
     Ok(outgoing)
+}
+
+/// The form `headers` alone, whatever the app's backend is sent: what a companion's ingress adds to
+/// the request that it holds. Undocumented parameters are in that one's query.
+pub fn headers(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(24);
+    put_params(&mut headers, app, checked.request());
+    put_ours(&mut headers, app, checked, attempt);
+    headers
+}
+
+/// What of that can be said of a request that is not believed, for an app that is observed only.
+pub fn headers_of_observed(app: &App, request_id: &HeaderValue) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    put_app(&mut headers, app, request_id);
+    headers
+}
+
+fn put_app(headers: &mut impl Headers, app: &App, request_id: &HeaderValue) {
+    headers.put(&X_SPI_APP, &app.template.app);
+    headers.put(&X_SPI_DIALECT, &app.template.dialect);
+    headers.put(&X_REQUEST_ID, request_id);
+}
+
+fn put_ours(headers: &mut impl Headers, app: &App, checked: &Checked, attempt: &Attempt<'_>) {
+    let (dialect, request) = (&*app.config.dialect, checked.request());
+    put_app(headers, app, attempt.request_id);
+    headers.put(&X_SPI_ACTION, &app.template.actions[request.action_index()]);
+    headers.put_text(&X_SPI_DEBUG, boolean(request.is_debug(dialect)));
+    headers.put(&X_SPI_KEY_ID, &app.template.keys[checked.key()]);
+    match attempt.number {
+        // Nearly always.
+        1 => headers.put_text(&X_SPI_ATTEMPT, "1"),
+        number => headers.put_text(&X_SPI_ATTEMPT, &number.to_string()),
+    }
+    headers.put_text(&IDEMPOTENCY_KEY, &attempt.idempotency_key);
 }
 
 /// The request as it came, signature and all, for an app that is observed only: what cannot be
@@ -156,12 +226,12 @@ pub fn normalize(app: &App, checked: &Checked, attempt: &Attempt<'_>) -> Result<
 /// Only a target longer than `http::Uri` holds.
 pub fn as_it_came(
     app: &App,
+    backend: &BackendConfig,
     received: &Received<'_>,
     incoming: &HeaderMap,
     request_id: &HeaderValue,
     client: Option<IpAddr>,
 ) -> Result<Outgoing, http::Error> {
-    let backend = &app.config.backend;
     let mut target = backend.path.clone();
     let mut query = Query { target: &mut target, separator: '?' };
     for text in backend.endpoint.query.as_deref().into_iter().chain([received.query()]) {
@@ -178,8 +248,7 @@ pub fn as_it_came(
         }
     }
     pass_on(&mut outgoing, &headers);
-    outgoing.lines(&app.template.app);
-    outgoing.header(&X_REQUEST_ID, request_id);
+    put_app(&mut outgoing, app, request_id);
     Ok(outgoing)
 }
 
@@ -220,7 +289,7 @@ pub fn passed_on(incoming: &HeaderMap, app: &App, client: Option<IpAddr>) -> Hea
         keep(&TRACEPARENT);
         keep(&TRACESTATE);
     }
-    if app.config.backend.send == Send::Raw
+    if app.config.backend.as_ref().is_some_and(|backend| backend.send == Send::Raw)
         && let Some(name) = &app.config.dialect.signature.header
     {
         keep(name);
@@ -259,7 +328,7 @@ fn is_traceparent(value: &HeaderValue) -> bool {
         && not_zero(36..52)
 }
 
-fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
+fn target(app: &App, backend: &BackendConfig, checked: &Checked, route: &Route) -> Result<Uri, http::Error> {
     let dialect = &*app.config.dialect;
     let request = checked.request();
     let mut target = String::with_capacity(checked.query().len() + 64);
@@ -273,10 +342,10 @@ fn target(app: &App, checked: &Checked, route: &Route) -> Result<Uri, http::Erro
         }
     }
     let mut query = Query { target: &mut target, separator: '?' };
-    match app.config.backend.send {
+    match backend.send {
         Send::Raw => query.raw(checked.query()),
         send => {
-            if let Some(own) = &app.config.backend.endpoint.query {
+            if let Some(own) = &backend.endpoint.query {
                 query.raw(own);
             }
             if send == Send::Query {
@@ -316,7 +385,7 @@ impl Query<'_> {
 }
 
 /// Each documented parameter as a header: visible ASCII.
-fn params(app: &App, request: &SpiRequest, mut put: impl FnMut(&HeaderName, &str)) {
+fn put_params(headers: &mut impl Headers, app: &App, request: &SpiRequest) {
     let dialect = &*app.config.dialect;
     for (place, value) in request.values(dialect) {
         let header = match place {
@@ -326,10 +395,12 @@ fn params(app: &App, request: &SpiRequest, mut put: impl FnMut(&HeaderName, &str
         };
         match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
-            Value::Object(document) => put(header, &json::ascii(document)),
+            Value::Object(document) => headers.put_text(header, &json::ascii(document)),
             // Most values need no encoding; a look at a table is cheaper than the encoder's.
-            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => put(header, as_text(&value)),
-            value => put(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
+            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => {
+                headers.put_text(header, as_text(&value));
+            }
+            value => headers.put_text(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
         }
     }
 }

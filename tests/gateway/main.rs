@@ -8,6 +8,7 @@
 mod at_rest;
 mod backend;
 mod clock;
+mod companion;
 mod config;
 mod cycles;
 mod delivery;
@@ -22,6 +23,7 @@ mod headers;
 mod health;
 mod http2;
 mod https;
+mod ingress;
 mod instances;
 mod journal_file;
 mod listeners;

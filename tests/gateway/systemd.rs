@@ -1,10 +1,13 @@
 //! What the gateway tells a service manager (`Type=notify`).
 
-use tokio::net::UnixDatagram;
+use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 
-use crate::support::backend::Backend;
+use crate::support::backend::{Backend, CREATED};
+use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::{Directory, within_deadline};
+use crate::support::order::create;
+use crate::support::process::free_port;
+use crate::support::{Directory, has_program, within_deadline};
 
 /// The manager's end of `NOTIFY_SOCKET`.
 struct Manager {
@@ -109,4 +112,97 @@ async fn a_manager_that_cannot_be_told_is_no_reason_not_to_serve() {
     let line = gateway.line("a warning", |line| line["level"] == "WARN" && line["error"].is_string()).await;
     assert!(line["message"].as_str().unwrap().contains("NOTIFY_SOCKET"), "{line}");
     gateway.stop().await;
+}
+
+/// Listens as systemd does for a socket unit, and starts the service again when it has ended.
+const SOCKET_UNIT: &str = r#"
+import os, signal, socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+os.dup2(listener.fileno(), 3, inheritable=True)
+environment = {**os.environ, "LISTEN_FDS": "1", "SPIGATE_LISTEN__ADDRESS": "127.0.0.1:%d" % listener.getsockname()[1]}
+runs = []
+signal.signal(signal.SIGTERM, lambda *_: runs[-1].send_signal(signal.SIGTERM))
+for _ in range(2):
+    runs.append(subprocess.Popen(sys.argv[1:], env=environment, pass_fds=[3]))
+    if runs[-1].wait() != 0:
+        sys.exit(1)
+"#;
+
+#[tokio::test]
+async fn a_socket_of_the_manager_outlives_the_service() {
+    if !has_program("python3") {
+        return;
+    }
+    let backend = Backend::confirming().await;
+    let setup = setup(&backend).forwarding_all().through(&["python3", "-c", SOCKET_UNIT]);
+    let gateway = setup.start().await;
+    let mut before = Connection::open(gateway.listen).await;
+    before.send(get(&create().target(), "")).await;
+    before.reply().await.unwrap().assert_is(CREATED);
+    gateway.terminate();
+    assert!(before.until_closed().await.is_empty());
+    // Nobody is refused while the one ends and the next begins.
+    let (mut answered, is_there_again) = (0, |output: &str| output.matches("\"ready\"").count() == 2);
+    while answered < 10 || !is_there_again(&gateway.output()) {
+        gateway.order(&create()).await.assert_is(CREATED);
+        answered += 1;
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn systemd_hands_over_sockets_of_each_kind() {
+    if !has_program("systemd-socket-activate") {
+        return;
+    }
+    let (backend, directory) = (Backend::confirming().await, Directory::new());
+    let (listen, admin, unix) = (free_port(), free_port(), directory.path().join("spi.sock"));
+    let settings = [
+        format!("SPIGATE_LISTEN__ADDRESS={listen}"),
+        format!("SPIGATE_ADMIN__ADDRESS={admin}"),
+        format!("SPIGATE_LISTENERS__0__ADDRESS=unix:{}", unix.display()),
+    ];
+    let sockets = [listen.to_string(), admin.to_string(), unix.display().to_string()];
+    let mut words = vec!["systemd-socket-activate"];
+    sockets.iter().for_each(|socket| words.extend(["-l", socket]));
+    settings.iter().for_each(|setting| words.extend(["-E", setting]));
+    let setup = setup(&backend).forwarding_all().through(&words);
+    // The first connection starts it, and is served.
+    let first = tokio::spawn(async move {
+        loop {
+            if let Ok(stream) = TcpStream::connect(listen).await {
+                let mut connection = Connection::over(stream);
+                connection.send(get(&create().target(), "")).await;
+                return connection.reply().await;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let gateway = setup.start().await;
+    assert_eq!((gateway.listen, gateway.admin), (listen, admin));
+    within_deadline("the first answer", first).await.unwrap().unwrap().assert_is(CREATED);
+    let mut local = Connection::over(UnixStream::connect(&unix).await.unwrap());
+    local.send(get(&create().target(), "")).await;
+    local.reply().await.unwrap().assert_is(CREATED);
+    assert_eq!(gateway.readyz().await.status, 200);
+    // Not its own, so it stays.
+    drop(local);
+    gateway.stop().await;
+    assert!(unix.exists());
+}
+
+#[tokio::test]
+async fn a_socket_that_nobody_asked_for_is_refused_with_what_to_do() {
+    if !has_program("python3") {
+        return;
+    }
+    let backend = Backend::confirming().await;
+    let other = SOCKET_UNIT.replace("\"SPIGATE_LISTEN__ADDRESS\"", "\"IGNORED\"");
+    let refused = setup(&backend).through(&["python3", "-c", &other]).refusal().await;
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.text.contains("handed over a socket") && refused.text.contains("ListenStream="),
+        "{}",
+        refused.text
+    );
 }

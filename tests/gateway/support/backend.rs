@@ -248,6 +248,11 @@ impl Backend {
         requests.remove(0)
     }
 
+    /// The last request so far.
+    pub(crate) fn last(&self) -> Seen {
+        self.requests().pop().expect("a request")
+    }
+
     /// Waits until the gateway has ended so many connections.
     pub(crate) async fn wait_for_ended(&self, count: usize) {
         let mut record = self.record.subscribe();

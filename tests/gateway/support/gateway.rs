@@ -19,7 +19,7 @@ pub(crate) struct Setup {
     listen: String,
     dialect: String,
     app: String,
-    backend: String,
+    backend: Option<String>,
     more: String,
     directory: Directory,
     wrapper: Vec<String>,
@@ -40,7 +40,7 @@ impl Setup {
             listen: String::new(),
             dialect: "qingcloud-appcenter".into(),
             app: String::new(),
-            backend: String::new(),
+            backend: Some(String::new()),
             more: String::new(),
             directory: Directory::new(),
             wrapper: Vec::new(),
@@ -90,8 +90,25 @@ impl Setup {
 
     /// Keys of the app's backend.
     pub(crate) fn backend(mut self, toml: &str) -> Self {
-        self.backend.push_str(toml);
-        self.backend.push('\n');
+        let backend = self.backend.get_or_insert_default();
+        backend.push_str(toml);
+        backend.push('\n');
+        self
+    }
+
+    /// A companion for an ingress on loopback.
+    pub(crate) fn companion(self) -> Self {
+        self.companion_for("127.0.0.1")
+    }
+
+    /// The same for an ingress elsewhere.
+    pub(crate) fn companion_for(self, network: &str) -> Self {
+        self.top(&format!("[companion]\naddress = \"127.0.0.1:0\"\nallow_from = [\"{network}\"]\n"))
+    }
+
+    /// The app has no backend.
+    pub(crate) fn without_backend(mut self) -> Self {
+        self.backend = None;
         self
     }
 
@@ -118,7 +135,8 @@ impl Setup {
         self
     }
 
-    fn toml(&self) -> String {
+    /// Its text.
+    pub(crate) fn text(&self) -> String {
         let Self { url, top, listen, dialect, app, backend, more, .. } = self;
         // Timeouts that no test is about lie above every deadline of the tests.
         let limits = if top.contains("[limits]") {
@@ -126,19 +144,21 @@ impl Setup {
         } else {
             "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n"
         };
+        let backend = backend.as_ref().map(|keys| format!("[apps.backend]\nurl = \"{url}\"\n{keys}\n"));
+        let backend = backend.unwrap_or_default();
         format!(
             "{top}\n{limits}
             [listen]\naddress = \"127.0.0.1:0\"\n{listen}
             [admin]\naddress = \"127.0.0.1:0\"
             [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{dialect}\"
             keys = [{{ id = \"k-2026\", value = \"{KEY}\" }}]\n{app}
-            [apps.backend]\nurl = \"{url}\"\n{backend}\n{more}"
+            {backend}{more}"
         )
     }
 
     /// What `check-config` says of it.
     pub(crate) fn check(&self) -> Checked {
-        check(&self.directory, &self.toml())
+        check(&self.directory, &self.text())
     }
 
     /// Starts the gateway and waits until it is ready.
@@ -155,6 +175,7 @@ impl Setup {
             child,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            companion: None,
             output,
             readers: Some(readers),
             directory: self.directory,
@@ -188,8 +209,8 @@ impl Setup {
     fn command(&self, log_format: &str) -> Command {
         let config = self.directory.path().join("spigate.toml");
         // It may be there by now, and in a place that cannot be written any more.
-        if std::fs::read(&config).ok() != Some(self.toml().into()) {
-            std::fs::write(&config, self.toml()).unwrap();
+        if std::fs::read(&config).ok() != Some(self.text().into()) {
+            std::fs::write(&config, self.text()).unwrap();
         }
         let binary = env!("CARGO_BIN_EXE_spigate");
         let mut command = match self.wrapper.split_first() {
@@ -268,6 +289,7 @@ pub(crate) struct Gateway {
     child: Child,
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
+    companion: Option<SocketAddr>,
     output: watch::Sender<Vec<u8>>,
     readers: Option<[std::thread::JoinHandle<()>; 2]>,
     directory: Directory,
@@ -287,6 +309,11 @@ impl Gateway {
     /// Sends an order the plain way.
     pub(crate) async fn order(&self, order: &Order<'_>) -> Reply {
         self.get(&order.target()).await
+    }
+
+    /// Where an ingress asks.
+    pub(crate) fn companion(&self) -> SocketAddr {
+        self.companion.expect("a companion")
     }
 
     /// Sends an order and does not wait for its answer.
@@ -406,6 +433,7 @@ impl Gateway {
     pub(crate) async fn until_ready(&mut self) {
         let ready = self.ready().await;
         (self.listen, self.admin) = (address(&ready, "listen"), address(&ready, "admin"));
+        self.companion = ready.contains("companion").then(|| address(&ready, "companion"));
     }
 
     /// Kills it and starts it anew.

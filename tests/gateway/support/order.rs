@@ -107,6 +107,11 @@ impl<'d> Order<'d> {
         &self.pairs.iter().find(|(known, _)| known == name).expect("a pair").1
     }
 
+    /// The names of its parameters.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.pairs.iter().map(|(name, _)| name.as_str())
+    }
+
     /// The signature, as text.
     pub(crate) fn signature(&self) -> String {
         self.signature_of("GET")

@@ -35,8 +35,13 @@ image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: ["serve", "--config", "/etc/spigate/spigate.toml"]
 ports:
+  {{- if .Values.companion }}
+  - name: companion
+    containerPort: {{ .Values.ports.companion }}
+  {{- else }}
   - name: spi
     containerPort: {{ .Values.ports.spi }}
+  {{- end }}
   - name: admin
     containerPort: {{ .Values.ports.admin }}
 {{- with .Values.journal.existingSecret }}
