@@ -256,7 +256,7 @@ impl Chunks {
                 self.left = size + u64::from(digit);
                 Digit
             }
-            (Digit, b'\r') | (Extension, b'\r') => SizeLf,
+            (Digit | Extension, b'\r') => SizeLf,
             (Digit, b';' | b' ' | b'\t') => Extension,
             // Some end a line there, and read another size.
             (Extension, byte) if byte != b'\n' => Extension,

@@ -13,6 +13,7 @@ use spigate::config::source::Sources;
 use spigate::config::{self, Config};
 use spigate::query::{Lookup, Params};
 use spigate::run::Instance;
+use spigate::server::inherited::Inherited;
 use tokio::sync::oneshot;
 
 use crate::support::dialect;
@@ -52,7 +53,7 @@ fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
     });
     let config = configuration(to, send);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let instance = runtime.block_on(Instance::start(config, None)).unwrap();
+    let instance = runtime.block_on(Instance::start(config, Inherited::default(), None)).unwrap();
     let Address::Tcp(gateway) = instance.listen else { panic!("listens elsewhere") };
     let request = format!("GET /spi?{query} HTTP/1.1\r\nHost: crm\r\nUser-Agent: Platform/1.0\r\n\r\n");
     let client = Arc::new(Mutex::new(TcpStream::connect(gateway).unwrap()));
