@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Measured against glibc's: a tenth less CPU for a proxied request.
+/// Measured against glibc's: a tenth less CPU for a proxied request. Without huge pages (`no_thp`):
+/// each holds two megabytes for whatever few small things it was needed for, a third of the process
+/// and of each idle connection, and no CPU time that shows was gained by them.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::disable_transparent_huge_pages;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -37,6 +38,7 @@ impl Serve {
         if self.print_config {
             return print_config(&self.config, self.overrides.settings());
         }
+        without_huge_pages();
         // While there is one thread.
         let inherited = Inherited::take().map_err(Failure::unusable)?;
         let (config, made_of, sources) = load_config_with_fingerprint(&self.config, self.overrides.settings())?;
@@ -81,6 +83,13 @@ fn runtime() -> std::io::Result<Runtime> {
         _ => Builder::new_multi_thread(),
     };
     builder.enable_all().build()
+}
+
+/// Keeps memory in pages of the usual size also where the system gives huge ones unasked; that the
+/// allocator does not ask for them is said in `main.rs`, with what they cost.
+fn without_huge_pages() {
+    // A kernel that knows none is just as well.
+    let _ = disable_transparent_huge_pages(true);
 }
 
 /// Raises the soft limit of file descriptors to the hard one. Shells give 1,024, which was meant
