@@ -5,11 +5,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use futures_util::future::poll_fn;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 
 use super::RawReply;
 use super::dial::Stream;
@@ -43,9 +45,9 @@ impl Connection {
     /// nobody asked for would be taken for the next reply.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        // Nobody waits: whoever sends the next request polls again.
-        let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+        // Nobody waits: whoever sends the next request polls again. A task that has looked at many
+        // connections is told by the runtime to wait, which must not be taken for silence.
+        unconstrained(self.stream.read(&mut byte)).now_or_never().is_none()
     }
 
     /// Sends a request and reads the whole reply, with a body of at most `limit` bytes. Also whether
@@ -67,10 +69,11 @@ impl Connection {
         self.head(&mut bytes).await.map(|head| head.status).map_err(Failed::Sent)
     }
 
-    /// Writes a request. Whether it was written whole: a backend may answer before it has read all,
-    /// and then what it said is in `early`.
+    /// Writes a request. Whether it was written whole: a backend may answer before it has read all.
+    /// What came before the end is in `early`.
     async fn send(&mut self, request: &[u8], early: &mut BytesMut) -> Result<bool, Failed> {
         let mut written = 0;
+        let mut reader = HeadReader::default();
         poll_fn(|context| {
             while written < request.len() {
                 match Pin::new(&mut self.stream).poll_write(context, &request[written..]) {
@@ -79,30 +82,42 @@ impl Connection {
                     }
                     Poll::Ready(Ok(length)) => written += length,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.failed(written, &error))),
-                    Poll::Pending => return self.poll_early(context, early),
+                    Poll::Pending => return self.poll_early(context, early, &mut reader),
                 }
             }
             match Pin::new(&mut self.stream).poll_flush(context) {
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
                 Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(written, &error))),
-                Poll::Pending => self.poll_early(context, early),
+                Poll::Pending => self.poll_early(context, early, &mut reader),
             }
         })
         .await
     }
 
-    /// Looks whether a reply comes although the request is not written yet.
-    fn poll_early(&mut self, context: &mut Context<'_>, early: &mut BytesMut) -> Poll<Result<bool, Failed>> {
-        let mut space = [0; 512];
-        let mut space = ReadBuf::new(&mut space);
-        match Pin::new(&mut self.stream).poll_read(context, &mut space) {
-            Poll::Ready(Ok(())) if space.filled().is_empty() => Poll::Ready(Err(Failed::Sent(CLOSED.into()))),
-            Poll::Ready(Ok(())) => {
-                early.extend_from_slice(space.filled());
-                Poll::Ready(Ok(false))
+    /// Looks whether the backend answers although the request is not written yet. An interim reply is
+    /// no answer: behind a `100 Continue` it waits for the rest.
+    fn poll_early(
+        &mut self,
+        context: &mut Context<'_>,
+        early: &mut BytesMut,
+        reader: &mut HeadReader,
+    ) -> Poll<Result<bool, Failed>> {
+        loop {
+            let mut space = [0; 512];
+            let mut space = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.stream).poll_read(context, &mut space) {
+                Poll::Ready(Ok(())) if space.filled().is_empty() => {
+                    return Poll::Ready(Err(Failed::Sent(CLOSED.into())));
+                }
+                Poll::Ready(Ok(())) => early.extend_from_slice(space.filled()),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Sent(error.to_string()))),
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(Failed::Sent(error.to_string()))),
-            Poll::Pending => Poll::Pending,
+            match reader.read(early) {
+                Ok(None) => {}
+                // Whoever reads the reply finds the same.
+                Ok(Some(_)) | Err(_) => return Poll::Ready(Ok(false)),
+            }
         }
     }
 
@@ -188,3 +203,68 @@ impl Connection {
 }
 
 const CLOSED: &str = "the backend closed the connection before the end of its reply";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::server::stream::Socket;
+
+    const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+
+    /// More than a socket takes before somebody reads.
+    fn long_request() -> Vec<u8> {
+        vec![b'x'; 8 * 1024 * 1024]
+    }
+
+    /// What a request comes to that this backend answers.
+    async fn exchange(backend: impl AsyncFnOnce(UnixStream) -> UnixStream) -> Result<(RawReply, bool), Failed> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(Stream::Plain(Socket::Unix(ours)));
+        let request = long_request();
+        let both = async { tokio::join!(connection.exchange(&request, 10), backend(theirs)).0 };
+        timeout(Duration::from_secs(60), both).await.expect("both wait for each other")
+    }
+
+    #[tokio::test]
+    async fn an_interim_reply_does_not_end_the_request() {
+        let backend = async |mut stream: UnixStream| {
+            for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 "]
+            {
+                stream.write_all(interim.as_bytes()).await.unwrap();
+                stream.read_exact(&mut [0; 1024]).await.unwrap();
+            }
+            let mut rest = vec![0; long_request().len() - 2 * 1024];
+            stream.read_exact(&mut rest).await.unwrap();
+            stream.write_all(&REPLY["HTTP/1.1 ".len()..]).await.unwrap();
+            stream
+        };
+        let (reply, may_go_on) = exchange(backend).await.unwrap();
+        assert_eq!((reply.status.as_u16(), &*reply.body, may_go_on), (200, &b"{}"[..], true));
+    }
+
+    #[tokio::test]
+    async fn a_reply_ends_the_request_and_the_connection_with_it() {
+        // It stays open and unread.
+        let backend = async |mut stream: UnixStream| {
+            stream.write_all(REPLY).await.unwrap();
+            stream
+        };
+        let (reply, may_go_on) = exchange(backend).await.unwrap();
+        assert_eq!((reply.status.as_u16(), &*reply.body, may_go_on), (200, &b"{}"[..], false));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_reply_ends_the_request() {
+        let backend = async |mut stream: UnixStream| {
+            stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.unwrap();
+            stream
+        };
+        assert!(matches!(exchange(backend).await, Err(Failed::Sent(_))));
+    }
+}

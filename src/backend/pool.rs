@@ -75,3 +75,33 @@ async fn sweep(idle: Arc<Mutex<VecDeque<Idle>>>, swept: Arc<AtomicBool>, keep_al
         tokio::time::sleep_until(next).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::backend::dial::Stream;
+    use crate::server::stream::Socket;
+
+    #[tokio::test]
+    async fn of_many_connections_that_ended_none_is_used() {
+        let pool = Pool::new(Duration::from_secs(3_600));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // More than the runtime lets a task poll at once.
+        for _ in 0..300 {
+            let connected = TcpStream::connect(listener.local_addr().unwrap());
+            let (ours, theirs) = tokio::join!(connected, listener.accept());
+            drop(theirs);
+            let ours = ours.unwrap();
+            // The end has come, and the runtime knows.
+            ours.readable().await.unwrap();
+            pool.check_in(Connection::new(Stream::Plain(Socket::Tcp(ours))));
+        }
+        tokio::task::yield_now().await;
+        assert!(pool.check_out().is_none());
+        let (ours, _theirs) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        pool.check_in(Connection::new(Stream::Plain(Socket::Tcp(ours.unwrap()))));
+        assert!(pool.check_out().is_some());
+    }
+}

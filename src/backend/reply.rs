@@ -143,7 +143,9 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, Broken> {
         None => Framing::UntilClosed,
     };
     // Both lengths: the chunks count, and nothing behind them is believed (RFC 9112, section 6.3).
-    let is_doubtful = chunked && promised.is_some();
+    // A body where none can be: whoever promises one may send it, too.
+    let is_doubtful =
+        chunked && promised.is_some() || has_no_body && (chunked || promised.is_some_and(|length| length > 0));
     let keeps_open = !closes && (stays || !is_http_1_0) && !is_doubtful && framing != Framing::UntilClosed;
     Ok(Some(Head { status, content_type, content_encoding, framing, keeps_open, length }))
 }
@@ -366,8 +368,16 @@ mod tests {
     #[test]
     fn replies_that_have_no_body_whatever_they_say() {
         for status in [204, 304] {
-            let head = read(&format!("HTTP/1.1 {status} X\r\nContent-Length: 9\r\n\r\n")).unwrap().unwrap();
-            assert_eq!((head.framing, head.keeps_open), (Framing::Length(0), true));
+            for (headers, keeps_open) in [
+                ("", true),
+                ("Content-Length: 0\r\n", true),
+                // It may come all the same, and be taken for the next reply.
+                ("Content-Length: 9\r\n", false),
+                ("Transfer-Encoding: chunked\r\n", false),
+            ] {
+                let head = read(&format!("HTTP/1.1 {status} X\r\n{headers}\r\n")).unwrap().unwrap();
+                assert_eq!((head.framing, head.keeps_open), (Framing::Length(0), keeps_open), "{status} {headers}");
+            }
         }
     }
 

@@ -19,6 +19,7 @@ use super::{AppConfig, Config, Freshness, KeyConfig, Limits, LogConfig, Shutdown
 use crate::clock;
 use crate::dialect::request::Strictness;
 use crate::dialect::{Dialect, builtin, file};
+use crate::stage::normalize;
 
 /// Validates one raw configuration.
 pub(super) struct Validator<'s> {
@@ -250,6 +251,9 @@ impl<'s> Validator<'s> {
         let is_known = dialect.is_some();
         let dialect = Arc::clone(dialect.or(dialects.first())?);
         let keys = self.keys(at, &raw.keys, &dialect);
+        if is_known {
+            self.headers_differ(at, raw, &dialect, has_companion);
+        }
         let backend = match &raw.backend {
             None if has_companion => {
                 if raw.ready_requires_backend.0 {
@@ -306,6 +310,21 @@ impl<'s> Validator<'s> {
             ready_requires_backend: raw.ready_requires_backend.0,
             backend,
         })
+    }
+
+    /// Whether the parameters of a dialect stay apart where they become headers.
+    fn headers_differ(&mut self, at: &str, raw: &RawApp, dialect: &Dialect, has_companion: bool) {
+        let sender = match &raw.backend {
+            Some(backend) if matches!(backend.send, raw::RawSend::Headers) => "send = \"headers\"",
+            _ if has_companion => "[companion]",
+            _ => return,
+        };
+        if let Some((one, other, header)) = normalize::same_header(dialect) {
+            self.problem(
+                &format!("{at}.dialect"),
+                &format!("cannot be used with {sender}: its parameters {one} and {other} are both the header {header}"),
+            );
+        }
     }
 
     fn keys(&mut self, at: &str, raw: &[RawKey], dialect: &Dialect) -> Vec<KeyConfig> {

@@ -2,6 +2,7 @@
 //! sent reaches the backend only where this file puts it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
@@ -403,6 +404,18 @@ fn put_params(headers: &mut impl Headers, app: &App, request: &SpiRequest) {
             value => headers.put_text(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
         }
     }
+}
+
+/// Two parameters of a dialect that become one header, and that header: no form with headers can
+/// tell them apart.
+pub fn same_header(dialect: &Dialect) -> Option<(&str, &str, HeaderName)> {
+    let time = dialect.time.as_ref().map(|rule| &rule.parameter);
+    let fields = dialect.fields.iter().map(|field| &field.name);
+    let mut taken = HashMap::new();
+    std::iter::once(&dialect.action_parameter).chain(time).chain(fields).find_map(|name| {
+        let header = param_header(name);
+        taken.insert(header.clone(), name).map(|other| (other.as_str(), name.as_str(), header))
+    })
 }
 
 /// `user_id` becomes `x-spi-param-user-id`.

@@ -164,3 +164,31 @@ async fn a_dialect_with_problems_or_a_taken_name_is_refused_at_start() {
         assert!(output.text.contains(message), "{}", output.text);
     }
 }
+
+#[tokio::test]
+async fn two_parameters_that_are_one_header_are_refused_where_headers_are_sent() {
+    let backend = Backend::confirming().await;
+    for (twin, header) in [("Dry-Run", "dry-run"), ("EVENT", "event"), ("T", "t"), ("purchasé", "")] {
+        let text = BAZAAR.replace("\"plan\"", &format!("\"{twin}\"")).replace("key = \"base64\"", "key = \"text\"");
+        let setup = || {
+            let setup = Setup::new(&backend).top("dialect_dir = \"dialects\"\n").file("dialects/bazaar.toml", &text);
+            setup.dialect("bazaar")
+        };
+        for (setup, sender) in [
+            (setup(), ""),
+            (setup().backend("send = \"query\""), ""),
+            (setup().backend("send = \"headers\""), "send = \"headers\""),
+            (setup().companion(), "[companion]"),
+        ] {
+            let checked = setup.check();
+            let is_refused = !sender.is_empty() && !header.is_empty();
+            assert_eq!(checked.code, i32::from(is_refused), "{twin} {sender}: {}", checked.text);
+            for words in [
+                format!("cannot be used with {sender}: its parameters"),
+                format!("are both the header x-spi-param-{header}\n"),
+            ] {
+                assert_eq!(checked.text.contains(&words), is_refused, "{}", checked.text);
+            }
+        }
+    }
+}

@@ -33,6 +33,7 @@ mod load;
 mod log_level;
 mod observability;
 mod observe;
+mod one_processor;
 mod outcomes;
 mod overload;
 mod peers;
