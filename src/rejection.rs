@@ -40,7 +40,7 @@ pub enum Rejection {
     OriginalMissing {
         /// What is missing.
         what: &'static str,
-        /// Which setting of the ingress to change, for the log.
+        /// Which setting of the ingress to change.
         fix: &'static str,
     },
     /// The query is longer than `limits.query_bytes`.
@@ -264,7 +264,7 @@ impl Rejection {
             Self::UnknownApp => "nothing is served at this address".into(),
             Self::ClientNotAllowed { .. } => "this client may not call this app".into(),
             Self::NotTheIngress { .. } => "this client may not ask here".into(),
-            Self::OriginalMissing { what, .. } => (*what).into(),
+            Self::OriginalMissing { what, fix } => format!("{what}: {fix}").into(),
             Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
             Self::HeadersTooLarge => "the request has too many headers".into(),
             Self::BodyNotAllowed => "a GET must not have a body".into(),
@@ -313,8 +313,6 @@ impl Rejection {
                 .into(),
             ),
             Self::NotTheIngress { peer } => Some(format!("{peer} is not in companion.allow_from").into()),
-            // Not for callers: whoever asks an ingress without a query would be told what stands behind it.
-            Self::OriginalMissing { fix, .. } => Some((*fix).into()),
             Self::SignatureMissing { header: Some(header) } => Some(
                 format!(
                     "neither the query nor the header {header} has one; if the platform sent the header, an nginx or \
