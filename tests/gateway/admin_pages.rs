@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::admin_access::{ask, post};
 use crate::support::Directory;
 use crate::support::backend::{Backend, CREATED, Seen, Step, created, json as reply_of};
-use crate::support::client::{self, Reply};
+use crate::support::client::{self, Connection, Reply};
 use crate::support::gateway::{Gateway, Setup, without_settings};
 use crate::support::order::{KEY, Order, create, encode};
 
@@ -278,6 +278,31 @@ async fn a_held_delivery_is_decided_on_the_page_with_a_name_and_a_reason() {
     let late = post(&gateway, &format!("/deliveries/{id}/failed"), &form, "").await;
     assert_eq!(late.status, 409);
     assert!(late.text().contains("It is done"), "{late:?}");
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_on_a_decision_leaves_a_trace_of_it() {
+    let backend = breaking_once().await;
+    let gateway = Setup::new(&backend).app("on_unconfirmed = \"hold\"").start().await;
+    let order = create();
+    assert_eq!(gateway.order(&order).await.status, 502);
+    let path = format!("/api/v1/deliveries/{}", id_of(&gateway, &order).await);
+    // Lets nothing be recorded for now.
+    let holder = rusqlite::Connection::open(gateway.directory().path().join("spigate.db")).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let body = json!({ "decision": "retry", "by": "nobody", "why": "unseen" }).to_string();
+    let mut connection = Connection::open(gateway.admin).await;
+    connection
+        .send(format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        .await;
+    // One thread serves these connections in turn: once it has answered another, the decision is on its way.
+    ask(&gateway, "/livez", "").await;
+    drop(connection);
+    ask(&gateway, "/livez", "").await;
+    holder.execute_batch("COMMIT").unwrap();
+    let line = gateway.line("the decision", |line| is_decision(line, "retry")).await;
+    assert_eq!((&line["by"], &line["why"]), (&"nobody".into(), &"unseen".into()));
+    assert_eq!(api(&gateway, &path).await["decision"]["by"], "nobody");
 }
 
 #[tokio::test]
