@@ -398,6 +398,21 @@ async fn the_workbench_says_what_is_wrong_and_never_what_would_be_right() {
 }
 
 #[tokio::test]
+async fn the_workbench_judges_by_the_contract_of_the_app() {
+    let backend = Backend::confirming().await;
+    let order = create().without("order_id");
+    let body = json!({ "url": order.target() }).to_string();
+    let lenient = Gateway::over(&backend).await;
+    let strict = Setup::new(&backend).app("contract = \"strict\"").start().await;
+    assert_eq!(lenient.order(&order).await.status, 200);
+    strict.order(&order).await.assert_rejected(400, "field_missing");
+    assert_eq!(post(&lenient, "/api/v1/workbench", &body, "").await.json()["accepted"], true);
+    let said = post(&strict, "/api/v1/workbench", &body, "").await.json();
+    assert_eq!(said["accepted"], false, "{said}");
+    assert!(said["problem"]["message"].as_str().unwrap().contains("order_id"), "{said}");
+}
+
+#[tokio::test]
 async fn programs_get_what_the_document_promises() {
     let backend = breaking_once().await;
     let gateway = Gateway::over(&backend).await;
