@@ -56,8 +56,9 @@ pub(super) async fn serve(listener: TcpListener, router: Router, served: watch::
             request.extensions_mut().insert(ConnectInfo(address));
             router.clone().oneshot(request)
         });
-        // It counts between requests, too.
-        let head = served.borrow().limits.header_timeout;
+        // hyper has one limit for a head and for the time between requests. A page that renews itself must
+        // not meet the end of its connection each time.
+        let head = served.borrow().limits.idle_timeout;
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(head)
