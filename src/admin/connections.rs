@@ -22,9 +22,9 @@ use crate::served::Served;
 use crate::throttle::Throttle;
 
 /// Connections at once.
-const PLACES: usize = 256;
-/// Those of one client: a browser opens six, and somebody may be behind a proxy.
-const PLACES_EACH: usize = 32;
+const PLACES: usize = 512;
+/// Those of one client: a browser opens six and keeps them, and many may be behind a proxy.
+const PLACES_EACH: usize = 128;
 /// How long accepting rests after an error: file descriptors do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Between two lines about connections that nobody serves.

@@ -292,7 +292,7 @@ async fn one_client_cannot_take_all_connections_of_the_admin_listener() {
     let limits = "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n";
     let gateway = Setup::new(&backend).top(limits).start().await;
     let mut held = Vec::new();
-    for _ in 0..32 {
+    for _ in 0..128 {
         held.push(Connection::open(gateway.admin).await);
     }
     let mut beyond = Connection::open(gateway.admin).await;
