@@ -1,6 +1,7 @@
 //! The admin listener: liveness, readiness, metrics, the log level, and the journal page. Nothing of
 //! it is on the public port.
 //!
+//! - `connections.rs`: who may connect, and for how long
 //! - `access.rs`, `session.rs`: who may see what
 //! - `overview.rs`, `deliveries.rs`, `decide.rs`, `workbench.rs`: the pages, each with what programs
 //!   get of the same under `/api/v1` (`api.rs`)
@@ -12,6 +13,7 @@
 mod access;
 mod api;
 mod assets;
+mod connections;
 mod decide;
 mod deliveries;
 mod form;
@@ -39,6 +41,8 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 use tower_http::csrf::CsrfLayer;
 
 use self::access::{Denied, Guard, client, guard};
@@ -90,17 +94,23 @@ const LONGEST_FORM: usize = 64 * 1024;
 const LONGEST_REPLY_FORM: usize = 4 * 1024 * 1024;
 
 impl Desk {
-    /// Has the journal asked where it lives, and waits for its answer only so long.
+    /// Has the journal asked where it lives, and waits for its answer only so long. What nobody waits
+    /// for any more is not asked any more.
     async fn ask<T, E>(&self, question: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Unavailable> + Send + 'static,
     {
-        match tokio::time::timeout(JOURNAL_WITHIN, self.admin.requests.spawn(question)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Unavailable::new("a bug in the journal, or its end").into()),
-            Err(_) => Err(Unavailable::new(format_args!("no answer within {JOURNAL_WITHIN:?}")).into()),
-        }
+        in_time(AbortOnDropHandle::new(self.admin.requests.spawn(question))).await
+    }
+
+    /// The same for what changes something: it is seen through to its end, whoever hangs up meanwhile.
+    async fn act<T, E>(&self, deed: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Unavailable> + Send + 'static,
+    {
+        in_time(self.admin.requests.spawn(deed)).await
     }
 
     /// The app of this name, if it is configured.
@@ -116,6 +126,18 @@ impl Desk {
     }
 }
 
+/// Waits for a task that asks the journal, but only so long.
+async fn in_time<T, E>(task: impl Future<Output = Result<Result<T, E>, JoinError>>) -> Result<T, E>
+where
+    E: From<Unavailable>,
+{
+    match tokio::time::timeout(JOURNAL_WITHIN, task).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Unavailable::new("a bug in the journal, or its end").into()),
+        Err(_) => Err(Unavailable::new(format_args!("no answer within {JOURNAL_WITHIN:?}")).into()),
+    }
+}
+
 /// How long a scrape waits for the journal to be counted; the numbers of the last one stay then.
 const COUNT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -123,19 +145,15 @@ const COUNT_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// No thread, or no runtime.
-pub fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+pub fn serve(listener: TcpListener, admin: Admin) -> io::Result<()> {
+    let (served, router) = (admin.served.clone(), router(admin));
     let listener = listener.into_std()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _runtime = runtime.enter();
         TcpListener::from_std(listener)?
     };
-    let serve = move || {
-        // It waits out errors of accepting, and never ends.
-        let _ = runtime.block_on(async {
-            axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
-        });
-    };
+    let serve = move || runtime.block_on(connections::serve(listener, router, served));
     std::thread::Builder::new().name("admin".into()).spawn(serve).map(drop)
 }
 
@@ -143,7 +161,7 @@ pub fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// The admin routes. They want to know who asks: serve them with connect info.
-pub fn router(admin: Admin) -> Router {
+fn router(admin: Admin) -> Router {
     let log_level = admin.levels.clone().map(log_level::router).unwrap_or_default();
     let keeper = Arc::new(Guard::new(admin.served.clone(), admin.address));
     let desk = Desk {

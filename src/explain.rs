@@ -29,6 +29,7 @@ pub struct AppContext {
     name: String,
     path: String,
     freshness: Freshness,
+    strictness: Strictness,
 }
 
 /// A key that may have signed.
@@ -52,7 +53,12 @@ impl Context {
         Self {
             dialect: (*app.dialect).clone(),
             keys: app.keys.iter().map(named).collect(),
-            app: Some(AppContext { name: app.name.clone(), path: app.path.clone(), freshness: app.freshness }),
+            app: Some(AppContext {
+                name: app.name.clone(),
+                path: app.path.clone(),
+                freshness: app.freshness,
+                strictness: app.strictness,
+            }),
         }
     }
 }
@@ -185,7 +191,8 @@ pub fn explain(
             ));
         }
     }
-    let request = match dialect.check_request(params, time, Strictness::Lenient) {
+    let strictness = own.app.as_ref().map_or(Strictness::Lenient, |app| app.strictness);
+    let request = match dialect.check_request(params, time, strictness) {
         Ok(request) => request,
         Err(error) => return Ok(report.refuse(&format!("contract   {error}"))),
     };

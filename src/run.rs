@@ -122,7 +122,7 @@ impl Instance {
 
         let (ready, is_ready) = watch::channel(true);
         let (phase, is_in_phase) = watch::channel(Phase::Serving);
-        let admin_router = admin::router(Admin {
+        let desk = Admin {
             metrics: Arc::clone(&metrics),
             journal: Arc::clone(&journal),
             served: now_served.clone(),
@@ -131,8 +131,8 @@ impl Instance {
             dropped_lines: telemetry.map(|telemetry| Arc::new(telemetry.dropped_lines()) as _),
             requests: tokio::runtime::Handle::current(),
             address: admin,
-        });
-        admin::serve(private, admin_router).map_err(|error| unusable("admin listener", &error))?;
+        };
+        admin::serve(private, desk).map_err(|error| unusable("admin listener", &error))?;
         let places = Places::default();
         let mut servers = Vec::new();
         let asked_at = companion.as_ref().map(|(_, address)| address.to_string());

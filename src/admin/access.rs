@@ -38,6 +38,8 @@ const WRONG_PER_MINUTE: u64 = 10;
 /// The session's cookie, where the page came encrypted and where it did not. A browser takes the first
 /// from an https page only.
 const COOKIES: [&str; 2] = ["__Host-spigate", "spigate"];
+/// How long a request may take, with its body: more than anything that is waited for on its way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// What is everybody's.
 const PUBLIC: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
@@ -203,7 +205,13 @@ impl Denied {
 
 /// The layer around everything on the admin listener.
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let mut response = admitted(&guard, request, next).await;
+    let mut response = match tokio::time::timeout(ANSWER_WITHIN, admitted(&guard, request, next)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = "the request did not come whole, or took too long";
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "too_slow", message).into_response()
+        }
+    };
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }

@@ -284,24 +284,24 @@ async fn take(
     };
     let author = Author { by: Some(by.trim().to_owned()), why: Some(why.trim().to_owned()) };
     let (journal, served) = (Arc::clone(&desk.admin.journal), desk.admin.served.clone());
-    let signed = author.clone();
-    let resolved = desk.ask::<_, Refused>(async move {
-        let app = move |name: &str| served.borrow().apps.get(name).map(|app| app.config.clone());
-        journal.resolve(&app, &whole, verdict, signed).await
-    });
-    let (entry, next) = resolved.await.map_err(Untaken::Refused)?;
     let client = peer.map_or("unknown".to_owned(), |Extension(ConnectInfo(peer))| peer.ip().to_canonical().to_string());
-    tracing::warn!(
-        app = entry.app,
-        action = entry.action,
-        order_id = entry.order_id,
-        delivery = entry.key.idempotency_key(),
-        decision = name,
-        by = author.by,
-        why = author.why,
-        client,
-        via = pass.as_str(),
-        "an operator decided about a delivery"
-    );
-    Ok((entry, next))
+    let taken = desk.act::<_, Refused>(async move {
+        let app = move |name: &str| served.borrow().apps.get(name).map(|app| app.config.clone());
+        let (entry, next) = journal.resolve(&app, &whole, verdict, author.clone()).await?;
+        // Here, where it is recorded: nobody decides without a trace by hanging up.
+        tracing::warn!(
+            app = entry.app,
+            action = entry.action,
+            order_id = entry.order_id,
+            delivery = entry.key.idempotency_key(),
+            decision = name,
+            by = author.by,
+            why = author.why,
+            client,
+            via = pass.as_str(),
+            "an operator decided about a delivery"
+        );
+        Ok((entry, next))
+    });
+    taken.await.map_err(Untaken::Refused)
 }

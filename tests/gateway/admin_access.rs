@@ -1,7 +1,7 @@
 //! Who may see what of the admin listener, by which name, and what no page of another site can do.
 
 use crate::support::backend::{Backend, Step};
-use crate::support::client::{self, Reply, get};
+use crate::support::client::{self, Connection, Reply, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
 
@@ -268,4 +268,46 @@ async fn a_read_only_listener_offers_and_takes_no_decision() {
     assert_eq!((refused.status, &refused.json()["code"]), (403, &"read_only".into()));
     assert_eq!(post(&gateway, "/log/level", "debug", "").await.status, 403);
     assert_eq!(ask(&gateway, "/api/v1/deliveries", "").await.json()["deliveries"][0]["state"], "unconfirmed");
+}
+
+#[tokio::test]
+async fn whoever_says_little_on_the_admin_listener_is_let_go() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    for part in ["", "GET /livez HTTP/1.1\r\nHost: h\r\n"] {
+        let mut connection = Connection::open(gateway.admin).await;
+        connection.send(part).await;
+        assert!(connection.until_closed().await.is_empty(), "{part:?}");
+    }
+    let mut connection = Connection::open(gateway.admin).await;
+    connection.send(get("/livez", "")).await;
+    let replies = connection.until_closed().await;
+    assert_eq!(replies.iter().map(|reply| reply.status).collect::<Vec<_>>(), [200]);
+}
+
+#[tokio::test]
+async fn one_client_cannot_take_all_connections_of_the_admin_listener() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    let mut held = Vec::new();
+    for _ in 0..128 {
+        held.push(Connection::open(gateway.admin).await);
+    }
+    let mut beyond = Connection::open(gateway.admin).await;
+    beyond.send(get("/livez", "")).await;
+    assert!(beyond.until_closed().await.is_empty());
+    // Another client still has its own.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = Connection::over(socket.connect(gateway.admin).await.unwrap());
+    other.send(get("/livez", "")).await;
+    assert_eq!(other.reply().await.unwrap().status, 200);
+    gateway
+        .line("the complaint", |line| line["message"] == "a connection was closed: the admin listener has too many")
+        .await;
+    for connection in &mut held {
+        assert!(!connection.has_ended().await);
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::admin_access::{ask, post};
 use crate::support::Directory;
 use crate::support::backend::{Backend, CREATED, Seen, Step, created, json as reply_of};
-use crate::support::client::{self, Reply};
+use crate::support::client::{self, Connection, Reply};
 use crate::support::gateway::{Gateway, Setup, without_settings};
 use crate::support::order::{KEY, Order, create, encode};
 
@@ -281,6 +281,31 @@ async fn a_held_delivery_is_decided_on_the_page_with_a_name_and_a_reason() {
 }
 
 #[tokio::test]
+async fn whoever_hangs_up_on_a_decision_leaves_a_trace_of_it() {
+    let backend = breaking_once().await;
+    let gateway = Setup::new(&backend).app("on_unconfirmed = \"hold\"").start().await;
+    let order = create();
+    assert_eq!(gateway.order(&order).await.status, 502);
+    let path = format!("/api/v1/deliveries/{}", id_of(&gateway, &order).await);
+    // Lets nothing be recorded for now.
+    let holder = rusqlite::Connection::open(gateway.directory().path().join("spigate.db")).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let body = json!({ "decision": "retry", "by": "nobody", "why": "unseen" }).to_string();
+    let mut connection = Connection::open(gateway.admin).await;
+    connection
+        .send(format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        .await;
+    // One thread serves these connections in turn: once it has answered another, the decision is on its way.
+    ask(&gateway, "/livez", "").await;
+    drop(connection);
+    ask(&gateway, "/livez", "").await;
+    holder.execute_batch("COMMIT").unwrap();
+    let line = gateway.line("the decision", |line| is_decision(line, "retry")).await;
+    assert_eq!((&line["by"], &line["why"]), (&"nobody".into(), &"unseen".into()));
+    assert_eq!(api(&gateway, &path).await["decision"]["by"], "nobody");
+}
+
+#[tokio::test]
 async fn a_delivery_is_marked_done_or_failed_by_people_and_programs() {
     let backend = Backend::in_turn([vec![Step::Close], vec![Step::Close], vec![Step::Close]]).await;
     let gateway = Setup::new(&backend).app("on_unconfirmed = \"hold\"").start().await;
@@ -370,6 +395,21 @@ async fn the_workbench_says_what_is_wrong_and_never_what_would_be_right() {
     for secret in [KEY, &right, &encode(&right), "time_stamp=", order.value("user_id")] {
         assert!(!output.contains(secret), "{secret} in {output}");
     }
+}
+
+#[tokio::test]
+async fn the_workbench_judges_by_the_contract_of_the_app() {
+    let backend = Backend::confirming().await;
+    let order = create().without("order_id");
+    let body = json!({ "url": order.target() }).to_string();
+    let lenient = Gateway::over(&backend).await;
+    let strict = Setup::new(&backend).app("contract = \"strict\"").start().await;
+    assert_eq!(lenient.order(&order).await.status, 200);
+    strict.order(&order).await.assert_rejected(400, "field_missing");
+    assert_eq!(post(&lenient, "/api/v1/workbench", &body, "").await.json()["accepted"], true);
+    let said = post(&strict, "/api/v1/workbench", &body, "").await.json();
+    assert_eq!(said["accepted"], false, "{said}");
+    assert!(said["problem"]["message"].as_str().unwrap().contains("order_id"), "{said}");
 }
 
 #[tokio::test]

@@ -82,6 +82,8 @@ async fn admin_answers_while_every_place_is_taken_and_connections_flood_in() {
 async fn the_admin_listener_has_a_thread_of_its_own() {
     let backend = Backend::confirming().await;
     let gateway = Setup::new(&backend).environment("TOKIO_WORKER_THREADS", "1").start().await;
+    // A thread names itself, after it has begun.
+    assert_eq!(one_reply(gateway.admin, get("/livez", "")).await.status, 200);
     let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
     let names: Vec<_> = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap()).collect();
     assert!(names.iter().any(|name| name.trim() == "admin"), "{names:?}");

@@ -417,11 +417,14 @@ async fn what_cannot_be_called_is_said_before_anything_else() {
     let ran = bench.config(&closed.url("/spi"), CENTER, "", &["--yes"]).await;
     assert_eq!(ran.code, 2, "{}", ran.out);
     assert!(ran.err.contains("the backend of app crm cannot be called"), "{}", ran.err);
+    bench.directory.write("broken.toml", &format!("[limits]\ncolour = 1\n{}", configuration("http://h/", CENTER, "")));
     for (arguments, said) in [
         (&["--url", "ftp://h/spi", "--key-file", "key", "--yes"][..], "must begin with http"),
         (&["--url", "http://h/spi", "--key-file", "nokey", "--yes"], "nokey: cannot be read"),
         (&["--url", "http://h/spi"], "--key-file"),
         (&["--config", "spigate.toml", "--app", "erp", "--yes"], "--app: not known; there are crm"),
+        (&["--config", "broken.toml", "--yes"], "colour"),
+        (&["--config", "nowhere.toml", "--yes"], "nowhere.toml"),
         (&["--config", "spigate.toml", "--field", "order_id=1"], "values of their own"),
         (&["--config", "spigate.toml", "--field", "spce=1"], "--field spce"),
     ] {

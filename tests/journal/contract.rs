@@ -754,7 +754,19 @@ async fn archive(gateway: &Gateway) -> Vec<Entry> {
 
 /// Which of `entries` fit, by their place.
 async fn fitting(gateway: &Gateway, entries: &[Entry], filter: Filter) -> Vec<usize> {
-    let found = gateway.list(filter).await;
+    let found = gateway.list(filter.clone()).await;
+    // A page asks in bounded time, and finds the same, in however small parts.
+    let (mut browsed, mut cursor) = (Vec::new(), None);
+    loop {
+        let part = gateway.store.browse(filter.clone(), cursor, 1).await.unwrap();
+        browsed.extend(part.records);
+        cursor = part.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let keys = |records: &[Record]| records.iter().map(|record| record.entry.key).collect::<Vec<_>>();
+    assert_eq!(keys(&browsed), keys(&found), "{filter:?}");
     found.iter().map(|record| entries.iter().position(|entry| *entry == record.entry).unwrap()).collect()
 }
 
@@ -801,6 +813,9 @@ pub(crate) async fn lists_filter<B: Bench>(mut bench: B) {
     for (filter, expected) in cases {
         assert_eq!(fitting(&gateway, &entries, filter.clone()).await, expected, "{filter:?}");
     }
+    let recent = gateway.store.recent(entries[0].received_at, 100).await.unwrap();
+    assert!(recent.iter().map(|brief| brief.state).eq(entries.iter().rev().map(|entry| entry.state)), "{recent:?}");
+    assert_eq!(gateway.store.recent(entries[0].received_at, 2).await.unwrap(), recent[..2]);
     for entry in &entries {
         let at = entry.received_at;
         let since = gateway.list(Filter { since: Some(at), ..none() }).await;

@@ -197,3 +197,70 @@ pub(super) fn migrate(connection: &Connection) -> Result<(), MigrationError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::sqlite::{browse, rows};
+    use crate::journal::store::Filter;
+
+    /// A file that the first version has written.
+    fn first() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(STEPS[0]).unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        let rows = "
+            INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, order_id, instance_id,
+                user_id, received_at, changed_at, state, doubt, number, gateway, claim, request_id, began_at, ended_at,
+                outcome, confirmed_at, made_instance, data_key, reply, answered_at, decision, decided_at, message)
+            VALUES
+                (zeroblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'crm', 'Create', 0, 0, 'o-1', NULL, 'u-1', 1, 2,
+                    'done', 0, 2, 'g', 1, 'r', 1, 2, 'confirmed', 2, 'i-1', 1, x'0102', NULL, 'retry', 1, NULL),
+                (x'0100000000000000000000000000000000000000000000000000000000000000', zeroblob(32), zeroblob(32),
+                    zeroblob(32), 'crm', 'Delete', 0, 0, NULL, 'i-1', NULL, 3, 3,
+                    'closed', 0, 1, 'g', 2, 'r', 3, 3, 'unconfirmed', NULL, NULL, NULL, NULL, NULL, 'failed', 4, 'no');
+            INSERT INTO attempts (delivery, number, gateway, claim, request_id, began_at, ended_at, outcome)
+            VALUES (1, 1, 'g', 0, 'r', 1, 1, 'unconfirmed');";
+        connection.execute_batch(rows).unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_keeps_what_it_holds_and_is_found_by_what_is_new() {
+        let connection = first();
+        assert!(matches!(check(&connection), Err(MigrationError::Older)));
+        // Twice, as at two starts.
+        assert!(migrate(&connection).is_ok() && migrate(&connection).is_ok() && check(&connection).is_ok());
+        let find = |filter: Filter| browse::browse(&connection, &filter, None, 10).unwrap().records;
+        let all = find(Filter::default());
+        assert_eq!(all.len(), 2);
+        let (closed, done) = (&all[0].entry, &all[1]);
+        let decision = closed.decision.as_ref().unwrap();
+        assert_eq!((&*decision.what, decision.message.as_deref(), &decision.by), ("failed", Some("no"), &None));
+        assert_eq!((done.history.len(), done.entry.latest.number), (1, 2));
+        assert_eq!(done.entry.reply.as_ref().unwrap().bytes, [1, 2]);
+        assert_eq!(done.entry.decision.as_ref().unwrap().why, None);
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(find(Filter { instance_id: text("i-1"), ..Filter::default() }).len(), 2);
+        assert_eq!(find(Filter { user_id: text("u-1"), ..Filter::default() }).len(), 1);
+        // And what is new can be written.
+        let mut changed = done.entry.clone();
+        changed.decision.as_mut().unwrap().by = text("me");
+        rows::put_entry(&connection, rows::Place::Row(done.cursor), &changed).unwrap();
+        assert_eq!(find(Filter { order_id: text("o-1"), ..Filter::default() })[0].entry, changed);
+    }
+
+    #[test]
+    fn a_file_whose_steps_fail_stays_of_the_version_that_it_was() {
+        let connection = first();
+        // The name of an index that the second step makes, after it has added columns.
+        connection.execute_batch("CREATE TABLE deliveries_eventful (id INTEGER)").unwrap();
+        assert!(matches!(migrate(&connection), Err(MigrationError::Sqlite(_))));
+        assert!(connection.is_autocommit());
+        assert!(matches!(check(&connection), Err(MigrationError::Older)));
+        assert!(connection.prepare("SELECT decided_by FROM deliveries").is_err());
+        connection.execute_batch("DROP TABLE deliveries_eventful").unwrap();
+        assert!(migrate(&connection).is_ok());
+    }
+}

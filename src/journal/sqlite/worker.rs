@@ -38,6 +38,8 @@ trait Job: Send {
     fn conclude(self: Box<Self>, result: Result<(), Unavailable>);
     /// Whether nobody waits for it.
     fn is_lazy(&self) -> bool;
+    /// Whether somebody waited for it, and does so no more.
+    fn is_given_up(&self) -> bool;
 }
 
 struct Work<F, T> {
@@ -68,6 +70,10 @@ where
     fn is_lazy(&self) -> bool {
         self.reply.is_none()
     }
+
+    fn is_given_up(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
 }
 
 impl Worker {
@@ -90,10 +96,14 @@ impl Worker {
         })
     }
 
-    /// A thread whose jobs only read.
+    /// A thread whose jobs only read. One that was given up while it waited for its turn is left out:
+    /// impatient readers must not keep the others waiting.
     pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
         Self::spawn(name, move |queue| {
             while let Ok(mut job) = queue.recv() {
+                if job.is_given_up() {
+                    continue;
+                }
                 let result = run(&mut job, &connection).map_err(unavailable);
                 job.conclude(result);
             }
@@ -235,6 +245,26 @@ mod tests {
 
     fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {
         writer.ask(move |connection| connection.execute("INSERT INTO notes VALUES (?1)", [number]))
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_read() {
+        let reader = Worker::reader("test", Connection::open_in_memory().unwrap()).unwrap();
+        let (begun, begin) = mpsc::channel::<()>();
+        // Holds the thread until the others have queued up.
+        let first = reader.ask(move |_| {
+            let _ = begin.recv();
+            Ok(())
+        });
+        let (told, tells) = mpsc::channel();
+        let also_told = told.clone();
+        drop(reader.ask(move |_| Ok(told.send("given up").is_ok())));
+        let last = reader.ask(move |_| Ok(also_told.send("waited for").is_ok()));
+        drop(begun);
+        first.await.unwrap();
+        last.await.unwrap();
+        drop(reader);
+        assert_eq!(tells.iter().collect::<Vec<_>>(), ["waited for"]);
     }
 
     #[tokio::test]

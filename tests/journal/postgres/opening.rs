@@ -60,6 +60,32 @@ async fn tables_of_a_newer_version_are_left_alone() {
     assert!(cause.to_string().contains("newer spigate"), "{cause}");
 }
 
+#[tokio::test]
+async fn tables_of_the_first_version_keep_what_they_hold() {
+    let Some(mut bench) = Postgres::new().await else { return };
+    let gateway = bench.open().await;
+    gateway.forward(gateway.create("o-1")).await;
+    drop(gateway);
+    // As the first version had them.
+    bench.sql(
+        "ALTER TABLE spigate_deliveries DROP COLUMN decided_by, DROP COLUMN reason;
+         DROP INDEX spigate_deliveries_user, spigate_deliveries_app, spigate_deliveries_eventful;
+         UPDATE spigate_schema SET version = 1",
+    );
+    let visitor = PostgresStore::visit(&Secret::new(bench.server.url(&bench.database))).unwrap();
+    let cause = visitor.list(Filter::default(), None, 9).await.unwrap_err();
+    assert!(cause.to_string().contains("older schema"), "{cause}");
+    let gateway = bench.open().await;
+    gateway.forward(gateway.create("o-2")).await;
+    for order in ["o-1", "o-2"] {
+        let filter = Filter { order_id: Some(order.to_owned()), ..Filter::default() };
+        assert_eq!(visitor.browse(filter, None, 9).await.unwrap().records.len(), 1, "{order}");
+    }
+    assert_eq!(bench.sql("SELECT version FROM spigate_schema"), "2");
+    let new = "indexname IN ('spigate_deliveries_user', 'spigate_deliveries_app', 'spigate_deliveries_eventful')";
+    assert_eq!(bench.sql(&format!("SELECT count(*) FROM pg_indexes WHERE {new}")), "3");
+}
+
 /// Whoever looks at a journal may be of another version than the gateways that serve from it.
 #[tokio::test]
 async fn a_visitor_makes_and_changes_no_tables() {
