@@ -50,8 +50,13 @@ class Browser:
         self.page.set_default_timeout(15_000)
         self.page.on("console", lambda message: self.problems.append(f"console: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
-        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.context.on("request", self._asked)
+
+    def _failed(self, request):
+        # Going to the next page, the browser itself gives up what it still loads of this one.
+        if request.failure != "net::ERR_ABORTED":
+            self.problems.append(f"failed: {request.url}: {request.failure}")
 
     def _asked(self, request):
         if urlsplit(request.url).netloc != urlsplit(self.base).netloc:

@@ -44,6 +44,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, served: watch::
                 continue;
             }
         };
+        // Without it a small answer may wait for the acknowledgement of the one before.
+        let _ = socket.set_nodelay(true);
         let client = address.ip().to_canonical();
         let Some(place) = clients.take(client) else {
             if complaints.passes() {
