@@ -174,6 +174,15 @@ impl Signed {
         self.signature = signature;
         self
     }
+
+    /// The same request with another first digit of the signature: another value in base64 as in
+    /// hexadecimal, where `a` and `A` are one.
+    pub fn with_flipped_signature(self) -> Self {
+        let first = if self.signature.starts_with(['A', 'a']) { 'B' } else { 'A' };
+        let rest = self.signature.chars().skip(1);
+        let flipped = std::iter::once(first).chain(rest).collect();
+        self.with_signature(flipped)
+    }
 }
 
 /// A name or value as the platform puts it on the wire.
@@ -349,6 +358,16 @@ mod tests {
             let Lookup::Once(text) = params.get(&dialect.signature.parameter) else { panic!("unsigned") };
             let tag = dialect.signature.output.decode(text).unwrap();
             assert!(dialect.verify(&key, &tag, "GET", &params).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_flipped_signature_is_another_value_in_every_notation() {
+        let dialect = &builtin::load().unwrap()[0];
+        let key = dialect.signing_key("key").unwrap();
+        for (text, flipped) in [("abc", "Bbc"), ("Abc", "Bbc"), ("bbc", "Abc"), ("0", "A"), ("B=", "A=")] {
+            let signed = order(dialect, "http://h/spi", &[]).sign(&key).unwrap();
+            assert_eq!(signed.with_signature(text.into()).with_flipped_signature().signature, flipped);
         }
     }
 

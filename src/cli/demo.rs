@@ -231,12 +231,7 @@ impl Script<'_> {
     fn url(&self, step: &Step) -> Result<String, Failure> {
         match &step.content {
             Content::Published(query) => Ok(format!("{}{}?{query}", self.base, step.path)),
-            Content::Flipped => {
-                let signed = self.sign(step)?;
-                let first = if signed.signature.starts_with('A') { "B" } else { "A" };
-                let flipped = format!("{first}{}", &signed.signature[1..]);
-                Ok(signed.with_signature(flipped).url(Placement::Query))
-            }
+            Content::Flipped => Ok(self.sign(step)?.with_flipped_signature().url(Placement::Query)),
             Content::Samples | Content::Without(_) => Ok(self.sign(step)?.url(Placement::Query)),
         }
     }

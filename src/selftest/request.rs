@@ -162,10 +162,7 @@ impl Material<'_> {
         let with_signature =
             |query: &str| format!("{query}&{}={}", wire(&self.dialect.signature.parameter), wire(&signature));
         Ok(match forgery {
-            Forgery::Flipped => {
-                let first = if signature.starts_with('A') { "B" } else { "A" };
-                plain(&signed.with_signature(format!("{first}{}", signature.get(1..).unwrap_or_default())))
-            }
+            Forgery::Flipped => plain(&signed.with_flipped_signature()),
             Forgery::Empty => plain(&signed.with_signature(String::new())),
             Forgery::Unsigned => sent(query),
             Forgery::OtherMethod => {

@@ -500,6 +500,7 @@ async fn limits_of_the_public_listener_hold_here_too() {
     assert_eq!(refused.iter().map(|reply| reply.status).collect::<Vec<_>>(), [503]);
     // Whoever is slow loses the place.
     assert!(slow.until_closed().await.is_empty());
+    gateway.wait_for_metric("spigate_connections", |connections| connections == 1.0).await;
     let mut slow = Connection::open(gateway.companion()).await;
     slow.send("GET /companion/auth-request HTTP/1.1\r\nHost:").await;
     assert!(slow.until_closed().await.is_empty());
