@@ -28,6 +28,7 @@ mod reply;
 pub mod tls;
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,7 +39,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::BackendConfig;
 use crate::metrics::Metrics;
 use member::{Failure, Member};
-use outgoing::Outgoing;
+use outgoing::{Outgoing, Written};
 
 pub use tls::client_tls;
 
@@ -120,8 +121,16 @@ impl Backend {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, request: Outgoing, deadline: Instant) -> Result<RawReply, CallError> {
-        let mut request = request.write();
+    pub fn call(
+        &self,
+        request: Outgoing,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
+        // Before the future is made, which would have to carry it as it was.
+        self.send(request.write(), deadline)
+    }
+
+    async fn send(&self, mut request: Written, deadline: Instant) -> Result<RawReply, CallError> {
         let mut causes = Causes { text: String::new(), named: self.members.len() > 1 };
         let mut tried = 0_u32;
         for unwell_too in [false, true] {

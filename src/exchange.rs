@@ -95,7 +95,7 @@ impl Exchange {
     }
 }
 
-/// What the inner service hands to the layer that answers, in the response's extensions.
+/// What the inner service hands to the layer that answers.
 #[derive(Clone)]
 pub struct Verdict {
     /// The story.

@@ -3,22 +3,17 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
-use http_body::Body;
-use http_body_util::Empty;
+use http_body_util::Full;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{RequestId, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
-use tower_http::trace::TraceLayer;
 
 use crate::app::App;
 use crate::backend::Backend;
@@ -31,9 +26,9 @@ use crate::exchange::{Answer, Exchange, Verdict};
 use crate::journal::entry::{Ask, Lifecycle};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
-use crate::observe::{self, AnswerLayer, Observer, OnPanic};
-use crate::peer::client::Client;
-use crate::peer::{MakeRequestId, Peer, TrustLayer};
+use crate::observe::{self, AnswerLayer, Observer};
+use crate::panics::CatchPanicLayer;
+use crate::peer::{Arrival, TrustLayer};
 use crate::places::{Place, Places};
 use crate::rejection::Rejection;
 use crate::served::Served;
@@ -43,7 +38,7 @@ use crate::stage::normalize::{self, Attempt};
 use crate::stage::parse::Parsed;
 use crate::stage::receive::Received;
 use crate::stage::{contract, forward, freshness, parse, receive, route, validate, verify};
-use crate::telemetry::spans;
+use crate::telemetry::spans::SpanLayer;
 
 /// Everything that requests share.
 pub struct Gateway {
@@ -67,40 +62,25 @@ pub enum Way {
 }
 
 /// The stack around the stops. `sensitive` are headers that carry signatures.
-pub fn stack<B>(
+pub fn stack(
     gateway: Arc<Gateway>,
     way: Way,
     observer: Arc<Observer>,
     sensitive: Arc<[HeaderName]>,
-) -> impl Service<
-    Request<B>,
-    Response = Response<impl Body<Data = Bytes, Error = Infallible> + use<B>>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
-where
-    B: Body + Send + 'static,
-{
-    let metrics = Arc::clone(&gateway.metrics);
+) -> impl Service<Request<Arrival>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone {
+    let panics = CatchPanicLayer::new(&gateway.metrics.panics);
     ServiceBuilder::new()
-        // What a stranger claims of itself goes first, so that no layer below believes it.
+        // Who asks, and the request's id. What a stranger claims of itself goes first, so that no
+        // layer below believes it, and everything that follows can name the request.
         .layer(TrustLayer)
-        // Everything that follows can name the request.
-        .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
         // Before anything could print headers.
         .layer(SetSensitiveRequestHeadersLayer::from_shared(sensitive))
         // A span for debugging and traces, with the path only: the query holds the signature.
-        .layer(
-            TraceLayer::new_for_http()
-                .make_span_with(spans::request::<B>)
-                .on_request(())
-                .on_response(())
-                .on_failure(()),
-        )
+        .layer(SpanLayer)
         // Answers, counts and logs whatever the layers below came to, a panic included.
         .layer(AnswerLayer::new(observer))
         // A bug costs one request.
-        .layer(CatchPanicLayer::custom(OnPanic::new(metrics)))
+        .layer(panics)
         .service(Spi { gateway, way })
 }
 
@@ -109,7 +89,7 @@ impl Gateway {
     async fn exchange(
         &self,
         head: &request::Parts,
-        caller: &Caller,
+        caller: &Arrival,
         story: &mut Exchange,
     ) -> Result<Answer, Rejection> {
         // To its end the request is judged by the configuration that it found.
@@ -122,7 +102,7 @@ impl Gateway {
         let backend = judged.app.backend.as_ref().ok_or(Rejection::UnknownApp)?;
         if !judged.app.config.enforce {
             // Its way ends here: what breaks a rule is told, and passed on all the same.
-            return self.observe(&judged, backend, head, caller, story).await;
+            return Box::pin(self.observe(&judged, backend, head, caller, story)).await;
         }
         let to = Destination { app: Arc::clone(judged.app), backend: Arc::clone(backend) };
         // From here on somebody paid: claim, normalize, forward, validate, record.
@@ -132,7 +112,7 @@ impl Gateway {
 
     /// The same for a request that an ingress holds and asks about. It ends where the other way
     /// begins to deliver: nothing is claimed, and what is forwarded and answered is the ingress's.
-    fn vouch(&self, head: &request::Parts, caller: &Caller, story: &mut Exchange) -> Result<Answer, Rejection> {
+    fn vouch(&self, head: &request::Parts, caller: &Arrival, story: &mut Exchange) -> Result<Answer, Rejection> {
         let served = Arc::clone(&self.served.borrow());
         let contract = Contract::of(head);
         story.companion = contract.as_ref().ok().copied();
@@ -150,12 +130,12 @@ impl Gateway {
         let mut headers = match checked {
             Ok(checked) => {
                 let idempotency_key = delivery_key(app, &checked).idempotency_key();
-                let attempt = Attempt { number: 1, request_id: &caller.request_id, idempotency_key };
+                let attempt = Attempt { number: 1, request_id: &caller.id, idempotency_key };
                 normalize::headers(app, &checked, &attempt)
             }
             Err(refusal) if !app.config.enforce => {
                 story.would_refuse = Some(refusal);
-                normalize::headers_of_observed(app, &caller.request_id)
+                normalize::headers_of_observed(app, &caller.id)
             }
             Err(refusal) => return Err(refusal),
         };
@@ -174,7 +154,7 @@ impl Gateway {
         served: &'r Served,
         way: Way,
         head: &'r request::Parts,
-        caller: &Caller,
+        caller: &Arrival,
         story: &mut Exchange,
     ) -> Result<Judged<'r>, Rejection> {
         // Method, host, body, sizes: what needs no look at the content.
@@ -202,7 +182,7 @@ impl Gateway {
         parsed: Parsed,
         head: &request::Parts,
         received: &Received<'_>,
-        caller: &Caller,
+        caller: &Arrival,
         story: &mut Exchange,
     ) -> Result<Box<Checked>, Rejection> {
         // Before anything in the request is believed.
@@ -228,24 +208,24 @@ impl Gateway {
         judged: &Judged<'_>,
         backend: &Backend,
         head: &request::Parts,
-        caller: &Caller,
+        caller: &Arrival,
         story: &mut Exchange,
     ) -> Result<Answer, Rejection> {
         let Judged { app, received, checked, .. } = judged;
         let request = match checked {
             Ok(checked) => {
                 let idempotency_key = delivery_key(app, checked).idempotency_key();
-                let attempt = Attempt { number: 1, request_id: &caller.request_id, idempotency_key };
+                let attempt = Attempt { number: 1, request_id: &caller.id, idempotency_key };
                 normalize::normalize(app, &backend.config, checked, &attempt)
             }
             Err(_) => {
-                let (headers, id) = (&head.headers, &caller.request_id);
+                let (headers, id) = (&head.headers, &caller.id);
                 normalize::as_it_came(app, &backend.config, received, headers, id, caller.vouched())
             }
         };
         let request = request.map_err(|_| Rejection::UriTooLong { limit: MAX_TARGET })?;
         let begun = Instant::now();
-        let reply = forward::forward(backend, request, caller.arrival + backend.config.timeout).await;
+        let reply = forward::forward(backend, request, caller.at + backend.config.timeout).await;
         let took = begun.elapsed();
         story.backend_time = Some(took);
         let action = checked.as_ref().ok().map(|checked| checked.request().action_index());
@@ -271,14 +251,14 @@ impl Gateway {
         served: &Served,
         to: Destination,
         checked: Box<Checked>,
-        caller: &Caller,
+        caller: &Arrival,
         slot: Place,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
         let (app, backend) = (&to.app, &to.backend);
         let config = &app.config;
         let action = checked.request().action(&config.dialect);
-        let answer_by = caller.arrival + backend.config.answer_within;
+        let answer_by = caller.at + backend.config.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
             if config.test_connection == TestConnection::Probe
                 && let Err(unreachable) = forward::probe(backend, answer_by).await
@@ -289,12 +269,10 @@ impl Gateway {
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
         let key = delivery_key(app, &checked);
-        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.request_id.clone());
+        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             let go = Go { number: 1, idempotency_key: key.idempotency_key() };
-            // On the heap, as below: what a request waits in is moved about, and this is most of it.
-            let attempt = Box::pin(attempt(to, checked, metrics, request_id, go, answer_by));
-            return Ok(attempt.await);
+            return Ok(attempt(to, checked, metrics, request_id, go, answer_by).await);
         }
         let order = Order {
             ask: Arc::new(self.ask(served, app, &checked, key, caller)),
@@ -303,7 +281,7 @@ impl Gateway {
             deadline: answer_by,
             slot: Arc::new(slot),
         };
-        let call_by = caller.arrival + backend.config.timeout;
+        let call_by = caller.at + backend.config.timeout;
         let id = request_id.clone();
         let first = move |go: Go| {
             Box::pin(async move {
@@ -313,11 +291,12 @@ impl Gateway {
         };
         let story = story.clone();
         let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);
-        self.deliveries.once(order, first, unheard).await
+        // On the heap: a request that is only passed on needs no room for it.
+        Box::pin(self.deliveries.once(order, first, unheard)).await
     }
 
     /// What a request asks of the journal.
-    fn ask(&self, served: &Served, app: &App, checked: &Checked, base: DeliveryKey, caller: &Caller) -> Ask {
+    fn ask(&self, served: &Served, app: &App, checked: &Checked, base: DeliveryKey, caller: &Arrival) -> Ask {
         let (config, dialect, request) = (&app.config, &*app.config.dialect, checked.request());
         let journal = self.deliveries.journal();
         let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
@@ -348,7 +327,7 @@ impl Gateway {
             hold: config.hold_unconfirmed,
             instance_must_be_new: kind == ActionKind::Create,
             claimant: journal.claimant(),
-            request_id: caller.request_id.to_str().unwrap_or("-").to_owned(),
+            request_id: caller.id.to_str().unwrap_or("-").to_owned(),
             now: clock::now(),
         }
     }
@@ -406,22 +385,6 @@ fn delivery_key(app: &App, checked: &Checked) -> DeliveryKey {
 /// Longest target that `http::Uri` holds.
 const MAX_TARGET: usize = 65_534;
 
-/// What a request brings besides its head.
-struct Caller {
-    peer: Peer,
-    client: Client,
-    request_id: HeaderValue,
-    arrival: Instant,
-    has_body: bool,
-}
-
-impl Caller {
-    /// The client's address, where a trusted proxy vouches for it.
-    fn vouched(&self) -> Option<IpAddr> {
-        (self.client.known && self.client.address != self.peer.socket).then_some(self.client.address)
-    }
-}
-
 /// The innermost service: runs the stops and hands the verdict up.
 #[derive(Clone)]
 struct Spi {
@@ -429,34 +392,20 @@ struct Spi {
     way: Way,
 }
 
-impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
-    type Response = Response<Empty<Bytes>>;
+impl Service<Request<Arrival>> for Spi {
+    type Response = Verdict;
     type Error = Infallible;
     /// The one box of the stack: the stops are an async function, whose type has no name.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Verdict, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<Arrival>) -> Self::Future {
         let (gateway, way) = (Arc::clone(&self.gateway), self.way);
-        let (mut head, body) = request.into_parts();
-        // Nobody behind this asks for it.
-        let peer = head.extensions.remove::<Peer>().unwrap_or_default();
-        let caller = Caller {
-            // The outermost layer has set it.
-            client: head.extensions.get().copied().unwrap_or(Client { address: peer.address, known: false }),
-            peer,
-            // The layer above has set it.
-            request_id: head
-                .extensions
-                .remove::<RequestId>()
-                .map_or(HeaderValue::from_static("-"), RequestId::into_header_value),
-            arrival: Instant::now(),
-            has_body: !body.is_end_stream(),
-        };
         Box::pin(async move {
+            let (head, caller) = request.into_parts();
             let mut exchange = Exchange::default();
             let result = match way {
                 Way::Deliver => gateway.exchange(&head, &caller, &mut exchange).await,
@@ -467,9 +416,7 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Spi {
                 Some(failures) => failures.answer(rejection, caller.client),
                 None => rejection,
             });
-            let mut response = Response::new(Empty::new());
-            response.extensions_mut().insert(Verdict { exchange, result });
-            Ok(response)
+            Ok(Verdict { exchange, result })
         })
     }
 }

@@ -77,7 +77,7 @@ pub fn walk<W: Walker>(document: &[u8], walker: &mut W, top: W::Place) -> Result
     }
     // Looked at once as a whole: the reader would do it again for each string.
     let document = str::from_utf8(document).map_err(|_| JsonError::Invalid)?;
-    let mut keys = Keys::default();
+    let mut keys = Keys { open: Vec::with_capacity(Keys::FEW), repeated: false };
     let mut reader = serde_json::Deserializer::from_str(document);
     let start = Value { walker, place: top, keys: &mut keys };
     match start.deserialize(&mut reader).and_then(|()| reader.end()) {
@@ -307,7 +307,6 @@ impl<'de> Deserialize<'de> for Key<'de> {
 }
 
 /// The keys of the objects that are open, the innermost one's last: one list for a document.
-#[derive(Default)]
 struct Keys<'de> {
     open: Vec<Cow<'de, str>>,
     /// The last one stands twice.

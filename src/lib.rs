@@ -24,6 +24,7 @@ pub mod json;
 pub mod live;
 pub mod metrics;
 pub mod observe;
+pub mod panics;
 pub mod peer;
 pub mod places;
 pub mod plain;

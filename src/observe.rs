@@ -8,15 +8,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use http_body_util::{Empty, Full};
+use http_body_util::Full;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower::{Layer, Service};
-use tower_http::catch_panic::ResponseForPanic;
-use tower_http::request_id::RequestId;
 
 use crate::access_log::{self, AccessLog, Line};
 use crate::clock;
@@ -24,8 +23,7 @@ use crate::companion::{self, Contract};
 use crate::delivery::{Delivery, Outcome};
 use crate::exchange::{Answer as Words, Exchange, Verdict};
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
-use crate::peer::client::Client;
-use crate::peer::{Peer, X_REQUEST_ID};
+use crate::peer::{Arrival, X_REQUEST_ID};
 use crate::rejection::Rejection;
 use crate::stage::answer;
 use crate::telemetry::spans;
@@ -57,9 +55,13 @@ impl Observer {
         self.logs_requests.store(all, Ordering::Relaxed);
     }
 
-    fn conclude(&self, asked: &Asked, verdict: Option<Verdict>) -> Response<Full<Bytes>> {
-        let Verdict { exchange, result } =
-            verdict.unwrap_or_else(|| Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) });
+    /// The log of requests, where they are logged now.
+    fn log(&self) -> Option<&AccessLog> {
+        self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed))
+    }
+
+    fn conclude(&self, asked: &Asked, verdict: Verdict) -> Response<Full<Bytes>> {
+        let Verdict { exchange, result } = verdict;
         let request_id = asked.request_id.to_str().unwrap_or("-");
         let mut response = match &result {
             Ok(Words::Judged(body)) => answer::reply(body.clone()),
@@ -87,7 +89,7 @@ impl Observer {
             app.rejected(&self.metrics, rejection.code());
         }
         spans::answered(&response, &exchange, outcome, result.as_ref().err());
-        let log = self.log.as_ref().filter(|_| self.logs_requests.load(Ordering::Relaxed));
+        let log = self.log();
         if let Some(refusal) = &exchange.would_refuse {
             app.would_refuse(&self.metrics, refusal.code());
             if log.is_none() && self.complaints.passes() {
@@ -97,7 +99,8 @@ impl Observer {
                 tracing::warn!(request_id, app, code, cause, "would be refused, were it not for enforce = false");
             }
         }
-        if let Some(log) = log
+        // One that came before the log was turned on has no line.
+        if let (Some(log), Some((method, target))) = (log, &asked.line)
             && result.as_ref().err().is_none_or(Rejection::is_logged)
         {
             log.write(&Line {
@@ -105,8 +108,8 @@ impl Observer {
                 request_id,
                 client: asked.client,
                 peer: Some(asked.socket).filter(|socket| *socket != asked.client),
-                method: exchange.original.as_ref().map_or(&asked.method, |original| &original.0),
-                path: exchange.original.as_ref().map_or(&asked.path, |original| &original.1),
+                method: exchange.original.as_ref().map_or(method, |original| &original.0),
+                path: exchange.original.as_ref().map_or(target, |original| &original.1),
                 exchange: &exchange,
                 outcome,
                 status: response.status().as_u16(),
@@ -115,28 +118,6 @@ impl Observer {
             });
         }
         response.map(Full::new)
-    }
-}
-
-/// What a caught panic leaves for the answer: a response without a verdict.
-#[derive(Clone)]
-pub struct OnPanic {
-    metrics: Arc<Metrics>,
-}
-
-impl OnPanic {
-    /// Counts panics in `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
-    }
-}
-
-impl ResponseForPanic for OnPanic {
-    type ResponseBody = Empty<Bytes>;
-
-    fn response_for_panic(&mut self, _: Box<dyn std::any::Any + Send>) -> Response<Empty<Bytes>> {
-        self.metrics.panics.inc();
-        Response::new(Empty::new())
     }
 }
 
@@ -189,9 +170,9 @@ pub struct Answer<S> {
     observer: Arc<Observer>,
 }
 
-impl<S, B, R> Service<Request<B>> for Answer<S>
+impl<S> Service<Request<Arrival>> for Answer<S>
 where
-    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+    S: Service<Request<Arrival>, Response = Verdict, Error = Infallible>,
 {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
@@ -201,20 +182,14 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let id = request.extensions().get::<RequestId>();
-        let nobody = Peer::default;
-        let (address, socket) = match request.extensions().get::<Peer>() {
-            Some(peer) => (peer.address, peer.socket),
-            None => (nobody().address, nobody().socket),
-        };
+    fn call(&mut self, request: Request<Arrival>) -> Self::Future {
+        let Arrival { peer, client, id, at, .. } = request.body();
         let asked = Asked {
-            arrival: Instant::now(),
-            request_id: id.map_or(HeaderValue::from_static("-"), |id| id.header_value().clone()),
-            client: request.extensions().get().map_or(address, |client: &Client| client.address),
-            socket,
-            method: request.method().clone(),
-            path: request.uri().clone(),
+            arrival: *at,
+            request_id: id.clone(),
+            client: client.address,
+            socket: peer.socket,
+            line: self.observer.log().map(|_| (request.method().clone(), request.uri().clone())),
         };
         let pending = Pending { asked, observer: Arc::clone(&self.observer), answered: false };
         Answering { inner: self.inner.call(request), pending }
@@ -229,9 +204,8 @@ struct Asked {
     client: IpAddr,
     /// The other end of the connection.
     socket: IpAddr,
-    method: http::Method,
-    /// Only its path is ever shown.
-    path: http::Uri,
+    /// What its access line needs, if it gets one. Of the target only the path is ever shown.
+    line: Option<(http::Method, http::Uri)>,
 }
 
 struct Pending {
@@ -264,31 +238,28 @@ pin_project! {
     }
 }
 
-impl<F, R> Future for Answering<F>
+impl<F> Future for Answering<F>
 where
-    F: Future<Output = Result<Response<R>, Infallible>>,
+    F: Future<Output = Result<Verdict, Infallible>>,
 {
     type Output = Result<Response<Full<Bytes>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(mut response) = ready!(this.inner.poll(context));
+        let Ok(verdict) = ready!(this.inner.poll(context));
         this.pending.answered = true;
-        // A caught panic leaves no verdict.
-        let verdict = response.extensions_mut().remove::<Verdict>();
         Poll::Ready(Ok(this.pending.observer.conclude(&this.pending.asked, verdict)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt as _;
+    use http_body_util::{BodyExt as _, Empty};
     use tower::{ServiceBuilder, ServiceExt as _, service_fn};
-    use tower_http::catch_panic::CatchPanicLayer;
-    use tower_http::request_id::SetRequestIdLayer;
 
     use super::*;
-    use crate::peer::MakeRequestId;
+    use crate::panics::CatchPanicLayer;
+    use crate::peer::{Peer, TrustLayer};
 
     #[tokio::test]
     async fn a_panic_costs_one_request_and_is_counted() {
@@ -296,14 +267,15 @@ mod tests {
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), None));
         // The part of `gateway.rs`'s stack that a panic runs through.
         let service = ServiceBuilder::new()
-            .layer(SetRequestIdLayer::x_request_id(MakeRequestId))
+            .layer(TrustLayer)
             .layer(AnswerLayer::new(observer))
-            .layer(CatchPanicLayer::custom(OnPanic::new(Arc::clone(&metrics))))
-            .service(service_fn(async |_: Request<()>| -> Result<Response<Empty<Bytes>>, Infallible> {
+            .layer(CatchPanicLayer::new(&metrics.panics))
+            .service(service_fn(async |_: Request<Arrival>| -> Result<Verdict, Infallible> {
                 panic!("a bug that knows a secret")
             }));
         for count in 1..=2 {
-            let request = Request::get("/spi?secret=1").body(()).unwrap();
+            let arrival = Arrival::now(Peer::default(), &Empty::<Bytes>::new());
+            let request = Request::get("/spi?secret=1").body(arrival).unwrap();
             let response = service.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), 500);
             assert_eq!(response.headers()["content-type"], "application/json");

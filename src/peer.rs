@@ -8,9 +8,12 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use http::{HeaderName, HeaderValue, Request};
+use http_body::Body;
 use ipnet::IpNet;
+use tokio::time::Instant;
 use tower::{Layer, Service};
-use tower_http::request_id::RequestId;
+
+use client::Client;
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]
@@ -56,13 +59,42 @@ impl Proxies {
     }
 }
 
+/// How a request arrived, and what it is called. It takes the place of the body, which no request
+/// of these platforms has: extensions would cost a map and a box for each of them.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The connection's other end.
+    pub peer: Peer,
+    /// The client behind it: not known before [`TrustLayer`] has looked.
+    pub client: Client,
+    /// The request's id, from there on, too.
+    pub id: HeaderValue,
+    /// When its head was read.
+    pub at: Instant,
+    /// Whether it came with a body all the same.
+    pub has_body: bool,
+}
+
+impl Arrival {
+    /// A request that was read just now.
+    pub fn now(peer: Peer, body: &impl Body) -> Self {
+        let client = Client { address: peer.address, known: false };
+        Self { peer, client, id: HeaderValue::from_static("-"), at: Instant::now(), has_body: !body.is_end_stream() }
+    }
+
+    /// The client's address, where a trusted proxy vouches for it.
+    pub fn vouched(&self) -> Option<IpAddr> {
+        (self.client.known && self.client.address != self.peer.socket).then_some(self.client.address)
+    }
+}
+
 /// The request id's header, from trusted proxies, to backends and in answers.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are somebody's data, not an id.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Finds out who the client is, and drops the request id that a stranger gave or that does not
-/// look like one.
+/// Finds out who the client is, and gives the request its id: the one that it came with, unless a
+/// stranger gave it or it does not look like one.
 #[derive(Clone, Copy)]
 pub struct TrustLayer;
 
@@ -79,7 +111,7 @@ pub struct Trust<S> {
     inner: S,
 }
 
-impl<S: Service<Request<B>>, B> Service<Request<B>> for Trust<S> {
+impl<S: Service<Request<Arrival>>> Service<Request<Arrival>> for Trust<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -88,41 +120,33 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Trust<S> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> S::Future {
+    fn call(&mut self, mut request: Request<Arrival>) -> S::Future {
         let plausible = |id: &HeaderValue| {
             (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
         };
-        let (client, trusted) = match request.extensions().get::<Peer>() {
-            Some(peer) => (client::client(peer, request.headers()), peer.trusted),
-            None => (client::client(&Peer::default(), request.headers()), false),
-        };
-        if let Some(id) = request.headers().get(X_REQUEST_ID)
-            && !(trusted && plausible(id))
-        {
-            request.headers_mut().remove(X_REQUEST_ID);
-        }
-        request.extensions_mut().insert(client);
+        let client = client::client(&request.body().peer, request.headers());
+        // Nothing below looks at the header again.
+        let given = request.headers_mut().remove(X_REQUEST_ID);
+        let arrival = request.body_mut();
+        arrival.client = client;
+        arrival.id = given.filter(|id| arrival.peer.trusted && plausible(id)).unwrap_or_else(request_id);
         self.inner.call(request)
     }
 }
 
-/// Makes request ids: sixteen random digits for the process, sixteen counted ones for the
-/// request. Unique without asking the kernel for each.
-#[derive(Clone, Copy)]
-pub struct MakeRequestId;
-
-impl tower_http::request_id::MakeRequestId for MakeRequestId {
-    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        static PROCESS: LazyLock<u64> =
-            LazyLock::new(|| getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())));
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut text = [0_u8; 32];
-        for (index, digit) in text.iter_mut().enumerate() {
-            let (half, position) = if index < 16 { (*PROCESS, index) } else { (number, index - 16) };
-            let nibble = (half >> (60 - 4 * position)) & 15;
-            *digit = b"0123456789abcdef"[usize::try_from(nibble).unwrap_or(0)];
-        }
-        HeaderValue::from_bytes(&text).ok().map(RequestId::new)
+/// A new request id: sixteen random digits for the process, sixteen counted ones for the request.
+/// Unique without asking the kernel for each.
+fn request_id() -> HeaderValue {
+    static PROCESS: LazyLock<u64> =
+        LazyLock::new(|| getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut text = [0_u8; 32];
+    for (index, digit) in text.iter_mut().enumerate() {
+        let (half, position) = if index < 16 { (*PROCESS, index) } else { (number, index - 16) };
+        let nibble = (half >> (60 - 4 * position)) & 15;
+        *digit = b"0123456789abcdef"[usize::try_from(nibble).unwrap_or(0)];
     }
+    // Digits are a header's value.
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
 }

@@ -128,27 +128,21 @@ impl Params {
         // Counting first keeps the list at one exact allocation.
         let pairs = memchr::memchr_iter(b'&', query).count() + 1;
         let mut entries = Vec::with_capacity(pairs.min(limit));
-        let mut rest = Some(query);
-        while let Some(unread) = rest {
-            let pair;
-            (pair, rest) = match memchr::memchr(b'&', unread) {
-                Some(at) => (&unread[..at], Some(&unread[at + 1..])),
-                None => (unread, None),
-            };
-            if pair.is_empty() {
+        let mut rest = query;
+        while let Some(&first) = rest.first() {
+            if first == b'&' {
+                rest = &rest[1..];
                 continue;
             }
             if entries.len() == limit {
                 return Err(QueryError::TooMany { limit });
             }
             let start = position(&text);
-            let (name, value) = match memchr::memchr(b'=', pair) {
-                Some(at) => (&pair[..at], &pair[at + 1..]),
-                None => (pair, &pair[pair.len()..]),
-            };
-            decode(name, &mut text)?;
+            rest = decode_until::<true>(rest, &mut text)?;
             let name_end = position(&text);
-            decode(value, &mut text)?;
+            if let [b'=', value @ ..] = rest {
+                rest = decode_until::<false>(value, &mut text)?;
+            }
             entries.push(Entry::new(&text, start, name_end));
         }
         let text = String::from_utf8(text).map_err(|_| QueryError::NotUtf8)?;
@@ -212,16 +206,16 @@ impl Params {
     /// Looks for a parameter by its decoded name; its place is good for these parameters only.
     pub fn find(&self, name: &str) -> Found {
         let prefix = prefix(name.as_bytes());
-        let is_before = |entry: &Entry| {
-            let name_is_before = || name_of(&self.text, entry).as_bytes() < name.as_bytes();
-            entry.prefix < prefix || (entry.prefix == prefix && name_is_before())
-        };
         let from = if self.entries.len() <= FEW {
             // Comparing a handful of numbers in a row is faster than halving.
-            self.entries.iter().position(|entry| !is_before(entry)).unwrap_or(self.entries.len())
+            self.entries.iter().position(|entry| entry.prefix >= prefix).unwrap_or(self.entries.len())
         } else {
-            self.entries.partition_point(is_before)
+            self.entries.partition_point(|entry| entry.prefix < prefix)
         };
+        // Whatever else begins with the same eight bytes stands next to it.
+        let is_before =
+            |entry: &Entry| entry.prefix == prefix && name_of(&self.text, entry).as_bytes() < name.as_bytes();
+        let from = from + self.entries[from..].partition_point(is_before);
         let is_it = |at: usize| {
             let entry = self.entries.get(at);
             entry.is_some_and(|entry| entry.prefix == prefix && name_of(&self.text, entry) == name)
@@ -268,19 +262,25 @@ const FEW: usize = 16;
 fn prefix(name: &[u8]) -> u64 {
     match name.first_chunk() {
         Some(first) => u64::from_be_bytes(*first),
-        None => (0..8).fold(0, |number, at| number << 8 | u64::from(name.get(at).copied().unwrap_or(0))),
+        None => {
+            let mut bytes = [0; 8];
+            bytes[..name.len()].copy_from_slice(name);
+            u64::from_be_bytes(bytes)
+        }
     }
 }
 
-/// Decodes one name or value to the end of `text`, whatever its bytes mean.
-fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
+/// Decodes a name, which ends at `=` or `&`, or a value, which ends at `&`, to the end of `text`,
+/// whatever its bytes mean. Returns what it ends at and all behind that.
+fn decode_until<'q, const NAME: bool>(encoded: &'q [u8], text: &mut Vec<u8>) -> Result<&'q [u8], QueryError> {
     let mut rest = encoded;
     loop {
         // What needs no decoding is copied in one piece.
         let plain = rest.iter().position(|&byte| IS_SPECIAL[usize::from(byte)]).unwrap_or(rest.len());
         text.extend_from_slice(&rest[..plain]);
         let (decoded, tail) = match &rest[plain..] {
-            [] => return Ok(()),
+            end @ ([] | [b'&', ..]) => return Ok(end),
+            end @ [b'=', ..] if NAME => return Ok(end),
             [b'+', tail @ ..] => (b' ', tail),
             [b'%', high, low, tail @ ..] => {
                 let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low)) else {
@@ -302,6 +302,8 @@ fn decode(encoded: &[u8], text: &mut Vec<u8>) -> Result<(), QueryError> {
 /// Bytes that do not simply stand for themselves.
 static IS_SPECIAL: [bool; 256] = {
     let mut table = [false; 256];
+    table[b'&' as usize] = true;
+    table[b'=' as usize] = true;
     table[b'+' as usize] = true;
     table[b'%' as usize] = true;
     table[0] = true;

@@ -1,6 +1,7 @@
 //! A gateway that runs: its listeners and everything behind them, from a configuration to the
 //! last delivery. `serve` runs one with signals, `demo` one without.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -90,10 +91,10 @@ impl Instance {
         inherited.all_taken()?;
         let listen = public.first().map(|(_, address, ..)| address.clone()).ok_or("there is no public listener")?;
 
-        let mut headers: Vec<HeaderName> =
-            config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone()).collect();
-        headers.extend(companion::sensitive());
-        headers.dedup();
+        // Each is looked for in every request, so an ingress's are left to the companion.
+        let signatures = config.dialects.iter().filter_map(|dialect| dialect.signature.header.clone());
+        let signatures: HashSet<HeaderName> = signatures.collect();
+        let held: HashSet<HeaderName> = companion::sensitive().chain(signatures.iter().cloned()).collect();
         let names = config.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
         let (served, now_served) = watch::channel(Arc::new(Served::new(&config, &metrics, None)?));
         let deliveries = Deliveries::new(Arc::clone(&journal), Arc::clone(&metrics));
@@ -106,9 +107,10 @@ impl Instance {
         let log = telemetry.map(|telemetry| AccessLog::new(telemetry.out.clone(), config.log.format));
         let observer = Arc::new(Observer::new(Arc::clone(&metrics), log));
         observer.log_requests(config.log.access);
-        let headers: Arc<[HeaderName]> = headers.into();
-        let stack = |way| gateway::stack(Arc::clone(&gateway), way, Arc::clone(&observer), Arc::clone(&headers));
-        let (deliver, vouch) = (stack(Way::Deliver), stack(Way::Vouch));
+        let stack = |way, sensitive: HashSet<HeaderName>| {
+            gateway::stack(Arc::clone(&gateway), way, Arc::clone(&observer), sensitive.into_iter().collect())
+        };
+        let (deliver, vouch) = (stack(Way::Deliver, signatures), stack(Way::Vouch, held));
         let levels = telemetry.map(|telemetry| telemetry.levels.clone());
         let live = Arc::new(Live {
             metrics: Arc::clone(&metrics),

@@ -20,7 +20,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -31,7 +30,7 @@ use self::proxy::Introductions;
 use self::stream::{Socket, Stream};
 use crate::config::Limits;
 use crate::metrics::{InFlight, Metrics};
-use crate::peer::Peer;
+use crate::peer::{Arrival, Peer};
 use crate::places::Places;
 use crate::rejection::Rejection;
 use crate::served::Served;
@@ -93,10 +92,7 @@ impl Server {
     /// those that still finish a request.
     pub async fn serve<S, B>(self, listener: Listener, stack: S, mut phase: watch::Receiver<Phase>) -> TaskTracker
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
-            + Clone
-            + Send
-            + 'static,
+        S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let connections = TaskTracker::new();
@@ -127,10 +123,7 @@ impl Server {
         phase: &watch::Receiver<Phase>,
         connections: &TaskTracker,
     ) where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
-            + Clone
-            + Send
-            + 'static,
+        S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let served = Arc::clone(&self.served.borrow());
@@ -208,7 +201,7 @@ async fn connection<S, B>(
     stack: S,
     phase: watch::Receiver<Phase>,
 ) where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     // Without it a small answer may wait for the acknowledgement of the one before.

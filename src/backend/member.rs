@@ -105,7 +105,8 @@ impl Member {
             let (mut connection, fresh) = match self.pool.check_out() {
                 Some(connection) => (connection, false),
                 None => {
-                    let connection = self.connect().await.map_err(Failure::Unsent)?;
+                    // On the heap: it is rare, and longer than all the rest of a call.
+                    let connection = Box::pin(self.connect()).await.map_err(Failure::Unsent)?;
                     self.health.connected(pass);
                     (connection, true)
                 }

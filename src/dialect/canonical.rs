@@ -131,6 +131,12 @@ impl<S: Sink> Chunks<'_, S> {
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
+        // Nearly always there is room.
+        if let Some(room) = self.buffer.get_mut(self.used..self.used + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.used += bytes.len();
+            return;
+        }
         for chunk in bytes.chunks(CHUNK) {
             if self.used + chunk.len() > CHUNK {
                 self.flush();

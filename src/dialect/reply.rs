@@ -241,9 +241,11 @@ impl Findings<'_> {
             (_, Seen::Null) if member.nullable => {}
             (MemberKind::String, Seen::String(text)) => {
                 if let Some((fewest, most)) = member.length {
+                    // As many characters as bytes at most, and one at least if there is any byte.
+                    let is_plain = text.len() <= most && fewest <= usize::from(!text.is_empty());
                     // Counting stops early: a reply may hold a megabyte here.
-                    let length = text.chars().take(most + 1).count();
-                    if length < fewest || length > most {
+                    let counted = || text.chars().take(most + 1).count();
+                    if !is_plain && !(fewest..=most).contains(&counted()) {
                         self.violated(member, "length", || {
                             format!("`{}` must have {fewest} to {most} characters", member.key)
                         });

@@ -22,8 +22,7 @@ use super::stream::Stream;
 use super::wire::Wire;
 use super::{MAX_HEAD, Phase};
 use crate::config::Limits;
-use crate::peer::Peer;
-use crate::stage::receive::MAX_HEADERS;
+use crate::peer::{Arrival, Peer};
 
 /// How often a connection is looked at in a stop: nothing wakes it when it falls idle.
 const STOP_CHECK: Duration = Duration::from_millis(50);
@@ -31,17 +30,16 @@ const STOP_CHECK: Duration = Duration::from_millis(50);
 /// Serves one connection to its end.
 pub async fn serve<S, B>(stream: Stream, peer: Peer, limits: Limits, stack: S, mut phase: watch::Receiver<Phase>)
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let pace = &Pace::new(&limits);
     let io = TokioIo::new(Wire::new(stream, pace));
     // A connection's requests come one after the other, so one stack serves all of them.
     let stack = RefCell::new(stack);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         pace.begun();
-        request.extensions_mut().insert(peer.clone());
-        let answer = stack.borrow_mut().call(request);
+        let answer = stack.borrow_mut().call(request.map(|body| Arrival::now(peer.clone(), &body)));
         async move {
             let mut answer = answer.await;
             pace.answered();
@@ -52,13 +50,11 @@ where
             answer
         }
     });
-    // Time is kept by `pace`, so hyper needs no timer; see dependencies on its own timeout.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .max_buf_size(MAX_HEAD as usize)
-        // More than the gateway allows, so that the common excess gets an answer in words.
-        .max_headers(2 * MAX_HEADERS)
-        .serve_connection(io, service);
+    // Time is kept by `pace`, so hyper needs no timer; see dependencies on its own timeout. Its limit
+    // of 100 headers is left as it is: more than the gateway's, so that the common excess gets an
+    // answer in words, and any other would cost every request two allocations of 6 KB.
+    let connection =
+        http1::Builder::new().header_read_timeout(None).max_buf_size(MAX_HEAD as usize).serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut check = pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
     // A connection that is taken in a stop hears of it here, too.

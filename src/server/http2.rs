@@ -25,7 +25,7 @@ use tower::Service;
 use super::stream::Stream;
 use super::{MAX_HEAD, Phase};
 use crate::config::Limits;
-use crate::peer::Peer;
+use crate::peer::{Arrival, Peer};
 
 /// Most requests at once of a connection.
 const MAX_STREAMS: u32 = 100;
@@ -43,16 +43,15 @@ const PING: Duration = Duration::from_secs(20);
 /// Serves one connection to its end.
 pub async fn serve<S, B>(stream: Stream, peer: Peer, limits: Limits, stack: S, mut phase: watch::Receiver<Phase>)
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let streams = Arc::new(Streams::new());
     let opened = Arc::clone(&streams);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let open = Open::new(&opened);
-        request.extensions_mut().insert(peer.clone());
         let is_head = request.method() == Method::HEAD;
-        let answer = stack.clone().call(request);
+        let answer = stack.clone().call(request.map(|body| Arrival::now(peer.clone(), &body)));
         async move {
             let mut answer = answer.await?;
             if let (true, Some(length)) = (is_head, answer.body().size_hint().exact()) {

@@ -1,5 +1,8 @@
 //! Ninth stop: the call to the backend, and what its failures mean for the order.
 
+use std::future::Future;
+
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -13,11 +16,15 @@ use crate::telemetry::spans;
 ///
 /// # Errors
 /// The delivery that ended here: *failed* where nothing was sent, else *unconfirmed*.
-pub async fn forward(backend: &Backend, mut request: Outgoing, deadline: Instant) -> Result<RawReply, Delivery> {
+// No async function: that has room for what it is given and for what it hands on.
+pub fn forward(
+    backend: &Backend,
+    mut request: Outgoing,
+    deadline: Instant,
+) -> impl Future<Output = Result<RawReply, Delivery>> + Send {
     let span = spans::backend(&mut request, backend.authority());
-    let result = backend.call(request, deadline).instrument(span.clone()).await;
-    spans::called(&span, &result);
-    result.map_err(delivery_of)
+    let call = backend.call(request, deadline).instrument(span.clone());
+    call.inspect(move |result| spans::called(&span, result)).map_err(delivery_of)
 }
 
 /// Whether the backend accepts a connection until `deadline`, at any of its URLs.

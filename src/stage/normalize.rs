@@ -401,7 +401,11 @@ fn put_params(headers: &mut impl Headers, app: &App, request: &SpiRequest) {
             value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => {
                 headers.put_text(header, as_text(&value));
             }
-            value => headers.put_text(header, &Cow::from(utf8_percent_encode(as_text(&value), HEADER))),
+            value => {
+                let mut encoded = String::with_capacity(3 * as_text(&value).len());
+                encoded.extend(utf8_percent_encode(as_text(&value), HEADER));
+                headers.put_text(header, &encoded);
+            }
         }
     }
 }

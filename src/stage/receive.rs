@@ -10,7 +10,7 @@ use crate::config::Limits;
 use crate::rejection::{Malformed, Rejection};
 
 /// Most headers of a request, with the request id that it is given here.
-pub const MAX_HEADERS: usize = 100;
+pub const MAX_HEADERS: usize = 80;
 /// Most bytes of a request's headers.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 

@@ -265,7 +265,7 @@ async fn only_its_paths_are_answered_and_only_with_heads_that_are_well() {
         assert_allowed(&ask(&gateway, ingress, &good, nothing).await);
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
         ask(&gateway, ingress, &good, upgrade).await.assert_rejected(400, "body_not_allowed");
-        let many = (0..101).map(|number| format!("X-{number}: a\r\n")).collect::<String>();
+        let many = (0..81).map(|number| format!("X-{number}: a\r\n")).collect::<String>();
         ask(&gateway, ingress, &good, &many).await.assert_rejected(431, "headers_too_large");
         let long = format!("X-Long: {}\r\n", "a".repeat(33 * 1024));
         ask(&gateway, ingress, &good, &long).await.assert_rejected(431, "headers_too_large");

@@ -1,0 +1,90 @@
+//! The layer that makes a bug cost one request.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{CatchUnwind, Either, Ready, ready};
+use pin_project_lite::pin_project;
+use prometheus::IntCounter;
+use tower::{Layer, Service};
+
+use crate::exchange::{Exchange, Verdict};
+use crate::rejection::Rejection;
+
+/// Turns a panic into the verdict `internal`, and counts it. What the panic says is told by the hook
+/// that telemetry sets, and to nobody else.
+#[derive(Clone)]
+pub struct CatchPanicLayer {
+    panics: IntCounter,
+}
+
+impl CatchPanicLayer {
+    /// Counts in `panics`.
+    pub fn new(panics: &IntCounter) -> Self {
+        Self { panics: panics.clone() }
+    }
+}
+
+impl<S> Layer<S> for CatchPanicLayer {
+    type Service = CatchPanic<S>;
+    fn layer(&self, inner: S) -> CatchPanic<S> {
+        CatchPanic { inner, panics: self.panics.clone() }
+    }
+}
+
+/// See [`CatchPanicLayer`].
+#[derive(Clone)]
+pub struct CatchPanic<S> {
+    inner: S,
+    panics: IntCounter,
+}
+
+impl<S, R> Service<R> for CatchPanic<S>
+where
+    S: Service<R, Response = Verdict, Error = Infallible>,
+{
+    type Response = Verdict;
+    type Error = Infallible;
+    type Future = Caught<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        // Nothing of what a panic may have left half done is looked at again.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        let answer = match answer {
+            Ok(answer) => Either::Left(AssertUnwindSafe(answer).catch_unwind()),
+            Err(panic) => Either::Right(ready(Err(panic))),
+        };
+        Caught { answer, panics: self.panics.clone() }
+    }
+}
+
+pin_project! {
+    /// The future of [`CatchPanic`].
+    pub struct Caught<F> {
+        #[pin]
+        answer: Either<CatchUnwind<AssertUnwindSafe<F>>, Ready<std::thread::Result<Result<Verdict, Infallible>>>>,
+        panics: IntCounter,
+    }
+}
+
+impl<F: Future<Output = Result<Verdict, Infallible>>> Future for Caught<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        this.answer.poll(context).map(|answer| {
+            answer.unwrap_or_else(|_| {
+                this.panics.inc();
+                Ok(Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) })
+            })
+        })
+    }
+}
