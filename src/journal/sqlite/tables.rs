@@ -72,6 +72,13 @@ fn names_taken(connection: &Connection, end: &End, origin: &Origin) -> rusqlite:
     }
 }
 
+/// Notes an answer. What runs, or may have been executed, waits for something else.
+macro_rules! answer {
+    () => {
+        "UPDATE deliveries SET answered_at = ?1, waiting = iif(state IN ('running', 'unconfirmed'), 1, NULL) WHERE "
+    };
+}
+
 pub(super) fn answered(
     connection: &Connection,
     recent: &Recent,
@@ -79,13 +86,13 @@ pub(super) fn answered(
     at: Timestamp,
 ) -> rusqlite::Result<()> {
     if let Some(row) = recent.row_of(key) {
-        let sql = "UPDATE deliveries SET answered_at = ?3 WHERE id = ?1 AND key = ?2 AND answered_at IS NULL";
-        if connection.prepare_cached(sql)?.execute((row, key.as_bytes(), at.as_millisecond()))? == 1 {
+        let sql = concat!(answer!(), "id = ?3 AND key = ?2 AND answered_at IS NULL");
+        if connection.prepare_cached(sql)?.execute((at.as_millisecond(), key.as_bytes(), row))? == 1 {
             return Ok(());
         }
     }
-    let sql = "UPDATE deliveries SET answered_at = ?2 WHERE key = ?1 AND answered_at IS NULL";
-    connection.prepare_cached(sql)?.execute((key.as_bytes(), at.as_millisecond()))?;
+    let sql = concat!(answer!(), "key = ?2 AND answered_at IS NULL");
+    connection.prepare_cached(sql)?.execute((at.as_millisecond(), key.as_bytes()))?;
     Ok(())
 }
 
@@ -104,7 +111,7 @@ pub(super) fn take_over(connection: &Connection, now: Timestamp) -> rusqlite::Re
     let running = rows::running(connection)?;
     for (row, mut entry) in running.iter().cloned() {
         machine::lose(&mut entry, PROCESS_ENDED, now);
-        rows::put_entry(connection, Place::Row(row), &entry)?;
+        rows::put_entry(connection, Place::Row(row), &entry, false)?;
     }
     Ok(running.len())
 }
@@ -130,14 +137,9 @@ pub(super) fn resolve(
 }
 
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
-    // Each half has an index of its own that holds just these rows.
-    let sql = "SELECT app, sum(unconfirmed), sum(unanswered) FROM (
-                   SELECT app, count(*) AS unconfirmed, 0 AS unanswered FROM deliveries
-                   WHERE state = 'unconfirmed' GROUP BY app
-                   UNION ALL
-                   SELECT app, 0, count(*) FROM deliveries
-                   WHERE state = 'done' AND answered_at IS NULL GROUP BY app
-               ) GROUP BY app ORDER BY app";
+    let sql = "SELECT app, sum(state = 'unconfirmed') AS unconfirmed, sum(state = 'done') AS unanswered
+               FROM deliveries INDEXED BY deliveries_waiting WHERE waiting IS NOT NULL
+               GROUP BY app HAVING unconfirmed + unanswered > 0 ORDER BY app";
     let mut statement = connection.prepare_cached(sql)?;
     let counts = statement
         .query_map([], |row| Ok(Counts { app: row.get(0)?, unconfirmed: row.get(1)?, unanswered: row.get(2)? }))?;
@@ -154,12 +156,14 @@ pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite:
         )?
         .execute((retention.replies_before.as_millisecond(), batch))?;
     let old = too_old(connection, retention)?;
+    let mut instances = 0;
     for id in &old {
         connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
         connection.prepare_cached("DELETE FROM aliases WHERE delivery = ?1")?.execute([id])?;
-        connection.prepare_cached("DELETE FROM deliveries WHERE id = ?1")?.execute([id])?;
+        // Whose an instance is goes with the delivery that made it.
+        let sql = "DELETE FROM deliveries WHERE id = ?1 RETURNING owns IS NOT NULL";
+        instances += connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, bool>(0)).map(usize::from)?;
     }
-    let mut instances = 0;
     for table in ["instances", "cycles"] {
         instances += connection.prepare_cached(&untouched(table))?.execute((history, batch))?;
     }
@@ -252,19 +256,31 @@ fn raise(connection: &Connection, app: &str, instance: Option<&str>, by: u32, no
     Ok(())
 }
 
-fn is_taken(connection: &Connection, app: &str, instance: &str, by_another_than: &Origin) -> rusqlite::Result<bool> {
-    let sql = "SELECT origin <> ?3 FROM instances WHERE app = ?1 AND instance_id = ?2";
-    let mut statement = connection.prepare_cached(sql)?;
-    let taken = statement.query_row((app, instance, by_another_than.as_bytes()), |row| row.get(0)).optional()?;
-    Ok(taken.unwrap_or(false))
+pub(super) fn is_taken(
+    connection: &Connection,
+    app: &str,
+    instance: &str,
+    by_another_than: &Origin,
+) -> rusqlite::Result<bool> {
+    let taken = |sql: &str| {
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.exists((app, instance, by_another_than.as_bytes()))
+    };
+    Ok(taken(OWNED)? || taken("SELECT 1 FROM instances WHERE app = ?1 AND instance_id = ?2 AND origin <> ?3")?)
 }
+
+/// The instances of deliveries that made them and that the store knows no other owner of.
+const OWNED: &str = "SELECT 1 FROM deliveries INDEXED BY deliveries_by_made
+                     WHERE made_instance = ?2 AND app = ?1 AND owns IS NOT NULL AND origin <> ?3";
 
 /// Writes a change. Says in which row the entry is, or that it is not at its place any more: then
 /// nothing was written.
 fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) -> rusqlite::Result<Option<i64>> {
+    let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
+    let owns = change.instance.is_some() && change.instance.as_ref() == made;
     let row = match place {
         _ if change.entry => {
-            let Some(row) = rows::put_entry(connection, place, entry)? else { return Ok(None) };
+            let Some(row) = rows::put_entry(connection, place, entry, owns)? else { return Ok(None) };
             Some(row)
         }
         Place::Row(row) | Place::Running(row) => Some(row),
@@ -276,7 +292,8 @@ fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) 
         CycleChange::Touch => raise(connection, &entry.app, entry.instance_id.as_deref(), 0, now)?,
         CycleChange::Raise => raise(connection, &entry.app, entry.instance_id.as_deref(), 1, now)?,
     }
-    if let Some(instance) = &change.instance {
+    // One that the entry does not name belongs to its order all the same.
+    if let Some(instance) = change.instance.as_ref().filter(|_| !owns) {
         let sql = "INSERT INTO instances (app, instance_id, origin, touched_at) VALUES (?1, ?2, ?3, ?4)
                    ON CONFLICT (app, instance_id) DO NOTHING";
         let origin = entry.origin.as_bytes();
