@@ -83,7 +83,7 @@ enum Told {
     /// The answer: of the caller's own attempt, or without one.
     Answer(Delivery),
     /// Somebody else's attempt runs.
-    Join(Box<Entry>),
+    Join(Arc<Entry>),
 }
 
 /// A caller that waits for its answer.
@@ -129,7 +129,9 @@ impl Deliveries {
         let waiting = Waiting { tell, attempt: Arc::clone(&own) };
         // A claim that is made must be followed through, so not even the asking may be dropped.
         let span = spans::delivery(&order.ask.request_id);
-        self.tasks.spawn(self.clone().claim(order.clone(), attempt, waiting, Box::new(unheard)).instrument(span));
+        // In a box: what a delivery waits in is large, and would be moved about until it is spawned.
+        let claim = Box::pin(self.clone().claim(order.clone(), attempt, waiting, Box::new(unheard)));
+        self.tasks.spawn(claim.instrument(span));
         match timeout_at(deadline, told).await {
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
@@ -177,7 +179,7 @@ impl Deliveries {
                     let run = Box::pin(self.run(claimed.entry, order, attempt, waiting, unheard));
                     return run.await;
                 }
-                Decision::Join => Told::Join(Box::new(claimed.entry)),
+                Decision::Join => Told::Join(claimed.entry),
                 Decision::Replay => {
                     self.count(ask, "replayed");
                     Told::Answer(self.replay(&claimed.entry, order.contract(), Outcome::Replayed).await)
@@ -205,7 +207,7 @@ impl Deliveries {
     /// Runs an attempt that was claimed, and records how it ended.
     async fn run<F>(
         self,
-        entry: Entry,
+        entry: Arc<Entry>,
         order: Order,
         attempt: impl FnOnce(Go) -> F,
         waiting: Waiting,

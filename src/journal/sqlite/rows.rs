@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
 
+use super::session::Session;
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
 };
@@ -104,6 +105,7 @@ static END: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// For an end after which nobody has to wait for it.
 static UPDATE_RUNNING: LazyLock<String> =
     LazyLock::new(|| format!("{} AND state = 'running' AND gateway = ?15 AND claim = ?16", *UPDATE));
 
@@ -116,9 +118,9 @@ fn places(columns: &[&str]) -> String {
 pub(super) type Numbered = (i64, Entry);
 
 /// The entry at a key.
-pub(super) fn entry_at(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
+pub(super) fn entry_at(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
     let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE key = ?1");
-    one(connection, sql, [key.as_bytes()])
+    session.with(&session.entry_at, sql, |statement| statement.query_row([key.as_bytes()], entry_of).optional())
 }
 
 /// The entry that a key is an alias of.
@@ -189,7 +191,7 @@ pub(super) enum Place {
 /// Writes an entry. Says in which row, or that the row is not as it should be. `owns` says that
 /// the instance that it names is its own from now on.
 pub(super) fn put_entry(
-    connection: &Connection,
+    session: &Session<'_>,
     place: Place,
     entry: &Entry,
     owns: bool,
@@ -212,8 +214,9 @@ pub(super) fn put_entry(
     ];
     let claimant_of = params![claimant.gateway, claimant.number, request_id];
     if matches!(place, Place::New) && is_first_claim(entry) {
-        connection.prepare_cached(&CLAIM)?.execute(&*[fixed, claimant_of].concat())?;
-        return Ok(Some(connection.last_insert_rowid()));
+        let claim = [fixed, claimant_of].concat();
+        session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
+        return Ok(Some(session.last_insert_rowid()));
     }
     let owns = owns.then_some(true);
     let ending = params![
@@ -234,7 +237,8 @@ pub(super) fn put_entry(
     let is_waiting = waits(entry);
     if let (Place::Running(row), true) = (place, is_waiting) {
         let whose = params![owns, row, claimant.gateway, claimant.number];
-        let written = connection.prepare_cached(&END)?.execute(&*[ending, whose].concat())?;
+        let end = [ending, whose].concat();
+        let written = session.with(&session.end, &END, |statement| statement.execute(&*end))?;
         return Ok((written == 1).then_some(row));
     }
     let changing = params![
@@ -253,15 +257,15 @@ pub(super) fn put_entry(
     ];
     match place {
         Place::New => {
-            connection.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns]].concat())?;
-            Ok(Some(connection.last_insert_rowid()))
+            session.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns]].concat())?;
+            Ok(Some(session.last_insert_rowid()))
         }
         Place::Row(row) | Place::Running(row) => {
             let sql = match place {
                 Place::Running(_) => &*UPDATE_RUNNING,
                 _ => &*UPDATE,
             };
-            let written = connection.prepare_cached(sql)?.execute(&*[ending, changing, params![row, owns]].concat())?;
+            let written = session.prepare_cached(sql)?.execute(&*[ending, changing, params![row, owns]].concat())?;
             Ok((written == 1).then_some(row))
         }
     }

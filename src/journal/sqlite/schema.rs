@@ -216,6 +216,7 @@ mod tests {
     use super::*;
     use crate::journal::entry::State;
     use crate::journal::key::Origin;
+    use crate::journal::sqlite::session::Session;
     use crate::journal::sqlite::{browse, rows, tables};
     use crate::journal::store::{Counts, Filter, Which};
     use jiff::Timestamp;
@@ -263,7 +264,7 @@ mod tests {
         // And what is new can be written.
         let mut changed = done.entry.clone();
         changed.decision.as_mut().unwrap().by = text("me");
-        rows::put_entry(&connection, rows::Place::Row(done.cursor), &changed, false).unwrap();
+        rows::put_entry(&Session::new(&connection), rows::Place::Row(done.cursor), &changed, false).unwrap();
         assert_eq!(find(Filter { order_id: text("o-1"), ..Filter::default() })[0].entry, changed);
     }
 
@@ -295,11 +296,12 @@ mod tests {
         };
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [1, 1]);
         assert_eq!((count(Which::Unanswered), count(Which::State(State::Done))), (1, 2));
-        assert_eq!(tables::take_over(&connection, Timestamp::UNIX_EPOCH).unwrap(), 1);
+        assert_eq!(tables::take_over(&Session::new(&connection), Timestamp::UNIX_EPOCH).unwrap(), 1);
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [0, 2]);
+        let session = Session::new(&connection);
         let origin = |byte| Origin::from_slice(&[byte; 32]).unwrap();
-        assert!(tables::is_taken(&connection, "crm", "i-1", &origin(1)).unwrap());
-        assert!(!tables::is_taken(&connection, "crm", "i-1", &origin(0)).unwrap());
+        assert!(tables::is_taken(&session, "crm", "i-1", &origin(1)).unwrap());
+        assert!(!tables::is_taken(&session, "crm", "i-1", &origin(0)).unwrap());
     }
 
     #[test]
