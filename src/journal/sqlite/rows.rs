@@ -75,32 +75,36 @@ const FIXED: [&str; 13] = [
     "received_at",
 ];
 
+/// Bytes of a sealed reply of the usual size, and of what else an end adds.
+const ROOM: usize = 400;
+
 // By position: SQLite looks names up one by one.
 static INSERT: LazyLock<String> = LazyLock::new(|| {
     let columns = [&ENDING[..], &CHANGING[..], &FIXED[..], &["owns"]].concat();
     let places = (1..=columns.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     format!("INSERT INTO deliveries ({}) VALUES ({})", columns.join(", "), places.join(", "))
 });
-/// The same for the first claim of an entry, of which little is known yet.
+/// The same for the first claim of an entry, of which little is known yet. It takes the room that an
+/// end mostly needs, so that rows which have filled a page need not be moved when they grow.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
     let places = (1..=FIXED.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     let (columns, places) = (FIXED.join(", "), places.join(", "));
     format!(
-        "INSERT INTO deliveries ({columns}, began_at, changed_at, number, doubt, state, waiting, gateway, claim, request_id) \
-         VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, ?14, ?15, ?16)"
+        "INSERT INTO deliveries ({columns}, began_at, changed_at, number, doubt, state, waiting, room, gateway, claim, \
+         request_id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16)"
     )
 });
 // What it owns, it owns for good.
 static UPDATE: LazyLock<String> = LazyLock::new(|| {
     let columns = [&ENDING[..], &CHANGING[..]].concat();
     let (row, owns) = (columns.len() + 1, columns.len() + 2);
-    format!("UPDATE deliveries SET {}, owns = coalesce(owns, ?{owns}) WHERE id = ?{row}", places(&columns))
+    format!("UPDATE deliveries SET {}, room = NULL, owns = coalesce(owns, ?{owns}) WHERE id = ?{row}", places(&columns))
 });
 // An attempt's claimant is written as it is, so it can be asked for as well; no other attempt has it.
 // Indexes of columns that are not set are left alone, and so that of those that wait.
 static END: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "UPDATE deliveries SET {}, owns = ?14 WHERE id = ?15 AND state = 'running' AND gateway = ?16 AND claim = ?17",
+        "UPDATE deliveries SET {}, room = NULL, owns = ?14 WHERE id = ?15 AND state = 'running' AND gateway = ?16 AND claim = ?17",
         places(&ENDING)
     )
 });

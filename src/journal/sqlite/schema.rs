@@ -130,6 +130,7 @@ const STEPS: &[&str] = &[
     "
     ALTER TABLE deliveries ADD COLUMN waiting INTEGER;
     ALTER TABLE deliveries ADD COLUMN owns INTEGER;
+    ALTER TABLE deliveries ADD COLUMN room BLOB;
     UPDATE deliveries SET waiting = 1 WHERE state = 'running';
     UPDATE deliveries SET waiting = 1 WHERE state = 'unconfirmed';
     UPDATE deliveries SET waiting = 1 WHERE state = 'done' AND answered_at IS NULL;

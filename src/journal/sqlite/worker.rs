@@ -5,12 +5,14 @@
 //! lingers for a fuller batch: the flush itself is the time in which the next one gathers. What
 //! nobody waits for is put off until there is a large batch anyway, or nothing else to do.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::session::Session;
@@ -94,20 +96,22 @@ where
 }
 
 impl Worker {
-    /// A thread whose jobs share transactions. `check` is asked before each of them.
+    /// A thread whose jobs share transactions. `check` is asked before each of them. Answers are given
+    /// by the runtime that this is called in.
     pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
+        let answers = Answers(Handle::try_current().ok());
         Self::spawn("journal-write", move |queue| {
             let session = Session::new(&connection);
             let (mut batch, mut put_off) = (Vec::new(), PutOff::default());
             while gather(&queue, &mut batch, &mut put_off) {
                 on_batch(batch.len());
                 match check() {
-                    Ok(()) => write(&session, &mut batch),
+                    Ok(()) => write(&session, &mut batch, &answers),
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
                         // somebody who has both open. If that fails, the loss is told anyway.
                         let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-                        conclude(&mut batch, &lost);
+                        answers.give(&mut batch, lost);
                     }
                 }
             }
@@ -236,21 +240,37 @@ fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>, p
 
 /// Does all jobs in one transaction. If one of them is to blame for a failure, the others do not
 /// suffer: then each gets its own.
-fn write(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>) {
+fn write(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>, answers: &Answers) {
     match together(session, batch) {
         Err(error) if batch.len() > 1 && !is_about_the_disk(&error) => {
             for job in batch.drain(..) {
                 let mut alone = vec![job];
                 let result = together(session, &mut alone).map_err(unavailable);
-                conclude(&mut alone, &result);
+                answers.give(&mut alone, result);
             }
         }
-        result => conclude(batch, &result.map_err(unavailable)),
+        result => answers.give(batch, result.map_err(unavailable)),
     }
 }
 
-fn conclude(batch: &mut Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
-    for job in batch.drain(..) {
+/// Gives the answers.
+struct Answers(Option<Handle>);
+
+impl Answers {
+    fn give(&self, batch: &mut Vec<Box<dyn Job>>, result: Result<(), Unavailable>) {
+        match &self.0 {
+            // From here each of them would wake the runtime by a system call of its own.
+            Some(runtime) if batch.len() > 1 => {
+                let batch = mem::take(batch);
+                drop(runtime.spawn(async move { conclude(batch, &result) }));
+            }
+            _ => conclude(mem::take(batch), &result),
+        }
+    }
+}
+
+fn conclude(batch: Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
+    for job in batch {
         job.conclude(result.clone());
     }
 }
