@@ -35,9 +35,9 @@ def measure(part, binaries, options):
     quick = options.quick
     with House(binaries, options.directory) as house:
         if part == "cpu":
-            return compare.cpu(house, 4 if quick else 18)
+            return compare.cpu(house, 4 if quick else 18, options.only)
         if part == "latency":
-            return compare.latency(house, 2 if quick else 8)
+            return compare.latency(house, 2 if quick else 8, options.only)
         if part == "memory":
             return compare.resident(house)
         if part == "scale":
@@ -57,6 +57,8 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="tries every candidate and measures nothing")
     parser.add_argument("--parts", metavar="A,B", help="only these parts, into the results that are there: "
                         f"{', '.join(PARTS)}; of growth {', '.join(growth.SERIES)}")
+    parser.add_argument("--only", metavar="WORDS", action="append", help="measures the CPU time and latency of those "
+                        "candidates only whose names hold these words; may be given again; keeps no results")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of growth: most rows of a journal")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="of pages: how many are in the journal")
     parser.add_argument("--write", action="store_true", help="of pages: what its indexes cost deliveries instead")
@@ -97,13 +99,18 @@ def main():
     if options.what == "pages":
         pages.run(binaries, options)
         return
+    if options.only:
+        options.parts = options.parts or ["cpu", "latency"]
     # A whole run begins anew; parts are added to what is there.
-    results = report.load("bench.json") if options.parts else {}
+    results = report.load("bench.json") if options.parts and not options.only else {}
     results["about"] = report.about(binaries)
     for part in PARTS:
         if part in (options.parts or PARTS):
             print(part, file=sys.stderr, flush=True)
             results[part] = measure(part, binaries, options)
+    if options.only:
+        print(report.few(results))
+        return
     if soak := report.load("soak.json"):
         results["soak"] = soak
     print(report.whole(results))

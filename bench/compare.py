@@ -130,8 +130,9 @@ def show_reply_check(house):
 
 
 @contextlib.contextmanager
-def candidates(house, orders=40_000):
-    """All of the comparison's candidates, shown to be honest, connected and warm."""
+def candidates(house, orders=40_000, only=None):
+    """The comparison's candidates, shown to be honest, connected and warm: all of them, or those whose
+    names hold one of the words in `only`."""
     show_reply_check(house)
     backend = house.backend()
     made = {}
@@ -159,6 +160,12 @@ def candidates(house, orders=40_000):
     add(REPLAYED, durable, CONNECTIONS)
     add(STATELESS_MANY, made[PATH1], MANY)
     add(DURABLE, durable, MANY, orders=orders)
+    left_out = [candidate for candidate in loads if only and not any(words in candidate.name for words in only)]
+    for candidate in left_out:
+        candidate.load.close()
+        loads.remove(candidate)
+    if not loads:
+        sys.exit(f"no candidate is called {' or '.join(only)}")
     try:
         for candidate in loads:
             candidate.load.slice(0.1 if orders < 10_000 else 0.5)
@@ -178,22 +185,22 @@ def rounds(count, loads, measure):
     return samples
 
 
-def cpu(house, count):
+def cpu(house, count, only=None):
     """CPU per request and throughput, as fast as each goes."""
-    with candidates(house) as loads:
+    with candidates(house, only=only) as loads:
         samples = rounds(count, loads, lambda candidate: candidate.load.slice(SLICE))
     return {name: {"cpu_us": [one.cpu_us for one in slices], "rate": [one.rate for one in slices]}
             for name, slices in samples.items()}
 
 
-def latency(house, count):
+def latency(house, count, only=None):
     """At fixed rates; and what the disk's own flush takes in between."""
     flushes = Flush(house.path("flush"))
-    with candidates(house) as loads:
+    with candidates(house, only=only) as loads:
         loads = [candidate for candidate in loads if candidate.name not in (REFUSED, STATELESS_MANY)]
         samples = rounds(count, loads, lambda candidate: candidate.load.slice(1.5, RATE))
-        low, flush = {PATH1: [], DURABLE: []}, []
         by_name = {candidate.name: candidate.load for candidate in loads}
+        low, flush = {name: [] for name in (PATH1, DURABLE) if name in by_name}, []
         for _ in range(count):
             for name, found in low.items():
                 found.append(by_name[name].slice(1, LOW_RATE).p50_us)

@@ -89,6 +89,17 @@ def comparison(results):
     return "\n".join(lines) + "\n"
 
 
+def few(results):
+    """What was measured of some candidates only, and the targets that it says something of."""
+    lines = []
+    if cpu := results.get("cpu"):
+        lines += ["| candidate | CPU µs/request, median [min–max] | requests/s |", "|---|---|---|"]
+        lines += [f"| {name} | {spread(found['cpu_us'], '{:.1f}')} | {spread(found['rate'], '{:,.0f}')} |"
+                  for name, found in cpu.items()]
+    rows = [row for row in targets.table(results) if row.is_met is not None]
+    return "\n".join([heading(results), "", *lines, "", targets.markdown(rows) if rows else ""])
+
+
 def short(results, chinese=False):
     """The table for the README."""
     told, cpu, memory = results["about"], results["cpu"], results.get("memory", {})

@@ -215,7 +215,7 @@ impl Journal {
     ///
     /// # Errors
     /// The journal is down: keep the end and try again.
-    pub async fn finish(&self, claim: &RunningClaim, end: &Outgoing) -> Result<(Finished, Entry), Unavailable> {
+    pub async fn finish(&self, claim: &RunningClaim, end: &Outgoing) -> Result<(Finished, Arc<Entry>), Unavailable> {
         let ending = match end {
             Outgoing::Confirmed { instance_id, reply } => {
                 Ending::Confirmed { instance_id: instance_id.clone(), reply: self.seal(claim, reply).await? }

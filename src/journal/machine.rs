@@ -17,6 +17,8 @@
 //!   a late confirmation: anything but Done ──► Done
 //! ```
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::entry::{
@@ -47,8 +49,8 @@ pub enum Decision {
 pub struct Claimed {
     /// What to do.
     pub decision: Decision,
-    /// The entry as it is now.
-    pub entry: Entry,
+    /// The entry as it is now. Shared: a store may remember what it has just written.
+    pub entry: Arc<Entry>,
 }
 
 /// What a store has to write, in one transaction. All of it or nothing.
@@ -96,10 +98,14 @@ pub enum Step {
 pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cycle: u32) -> Step {
     let Some(mut entry) = known else {
         let change = Change { entry: true, cycle: forwarded(ask), ..Change::default() };
-        return Step::Decided(Claimed { decision: Decision::Forward, entry: first(ask, key, cycle) }, change);
+        let entry = Arc::new(first(ask, key, cycle));
+        return Step::Decided(Claimed { decision: Decision::Forward, entry }, change);
     };
     let alias = (entry.key != key).then_some(key);
-    let keep = |decision, entry| Step::Decided(Claimed { decision, entry }, Change { alias, ..Change::default() });
+    let keep = |decision, entry| {
+        let entry = Arc::new(entry);
+        Step::Decided(Claimed { decision, entry }, Change { alias, ..Change::default() })
+    };
     if entry.fingerprint != ask.fingerprint {
         return keep(Decision::Conflict, entry);
     }
@@ -121,7 +127,7 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
         State::Closed => keep(Decision::Refuse, entry),
         State::Unconfirmed if ask.hold => {
             let change = Change { entry: lost, alias, ..Change::default() };
-            Step::Decided(Claimed { decision: Decision::Hold, entry }, change)
+            Step::Decided(Claimed { decision: Decision::Hold, entry: Arc::new(entry) }, change)
         }
         State::Open | State::Unconfirmed => {
             let next = Attempt {
@@ -142,7 +148,7 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
                 instance: None,
                 alias,
             };
-            Step::Decided(Claimed { decision: Decision::Forward, entry }, change)
+            Step::Decided(Claimed { decision: Decision::Forward, entry: Arc::new(entry) }, change)
         }
     }
 }

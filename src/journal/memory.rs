@@ -87,7 +87,7 @@ impl Tables {
         }
     }
 
-    fn finish(&mut self, end: &End) -> (Finished, Entry) {
+    fn finish(&mut self, end: &End) -> (Finished, Arc<Entry>) {
         let known = self.record(&end.key);
         let earlier =
             known.and_then(|record| record.history.iter().find(|attempt| attempt.number == end.attempt).cloned());
@@ -100,7 +100,7 @@ impl Tables {
         };
         let (finished, entry, change) = machine::finish(known.map(|record| record.entry.clone()), earlier, taken, end);
         self.write(&entry, change);
-        (finished, entry)
+        (finished, Arc::new(entry))
     }
 
     fn is_taken(&self, app: &str, instance: &str, by_another_than: Origin) -> bool {
@@ -161,7 +161,7 @@ impl Deliveries for MemoryStore {
         at_once(self.tables().claim(&ask))
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
         at_once(self.tables().finish(&end))
     }
 

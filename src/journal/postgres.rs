@@ -180,7 +180,7 @@ impl Deliveries for PostgresStore {
         Box::pin(async move { claim::claim(&self.shared, &ask).await })
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
         Box::pin(async move { finish::finish(&self.shared, &end).await })
     }
 

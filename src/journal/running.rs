@@ -23,7 +23,8 @@ struct Slot {
     claim: Arc<RunningClaim>,
     /// How it ended, from when that is known until it is recorded.
     end: Option<Outgoing>,
-    result: watch::Sender<Option<Delivery>>,
+    /// Made for the first who waits besides the one whose attempt it is: nearly always there is none.
+    result: Option<watch::Sender<Option<Delivery>>>,
 }
 
 /// What was claimed: enough to record its end.
@@ -52,16 +53,17 @@ pub struct Ticket {
 
 impl Running {
     /// Begins an attempt.
-    pub fn begin(&self, claim: RunningClaim) -> (Ticket, Outlet) {
-        let (result, outlet) = watch::channel(None);
+    pub fn begin(&self, claim: RunningClaim) -> Ticket {
         let claim = Arc::new(claim);
-        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), end: None, result });
-        (Ticket { running: self.clone(), claim }, outlet)
+        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), end: None, result: None });
+        Ticket { running: self.clone(), claim }
     }
 
     /// Where the result of an attempt will appear, if it runs here.
     pub fn outlet(&self, key: DeliveryKey, number: u32) -> Option<Outlet> {
-        self.slots().get(&(key, number)).map(|slot| slot.result.subscribe())
+        let mut slots = self.slots();
+        let slot = slots.get_mut(&(key, number))?;
+        Some(slot.result.get_or_insert_default().subscribe())
     }
 
     /// What runs, or has ended and is not recorded yet.
@@ -88,23 +90,25 @@ impl Ticket {
     }
 
     /// Tells those who wait now; whoever comes later waits for the end.
-    pub fn hand_out(&self, delivery: Delivery) {
-        let (later, _) = watch::channel(None);
-        if let Some(slot) = self.running.slots().get_mut(&(self.claim.key, self.claim.number)) {
-            std::mem::replace(&mut slot.result, later).send_replace(Some(delivery));
+    pub fn hand_out(&self, delivery: &Delivery) {
+        let id = (self.claim.key, self.claim.number);
+        let waited_for = self.running.slots().get_mut(&id).and_then(|slot| slot.result.take());
+        if let Some(result) = waited_for {
+            result.send_replace(Some(delivery.clone()));
         }
     }
 
-    /// Ends the attempt and tells everybody who waits; says whether anybody did.
-    pub fn finish(self, delivery: Delivery) -> bool {
+    /// Ends the attempt and tells all copies that wait; says whether there were any.
+    pub fn finish(self, delivery: &Delivery) -> bool {
         self.end(delivery)
     }
 
-    fn end(&self, delivery: Delivery) -> bool {
-        let Some(slot) = self.running.slots().remove(&(self.claim.key, self.claim.number)) else { return false };
+    fn end(&self, delivery: &Delivery) -> bool {
+        let slot = self.running.slots().remove(&(self.claim.key, self.claim.number));
+        let Some(result) = slot.and_then(|slot| slot.result) else { return false };
         // Counted before they hear: afterwards they may be gone, answered.
-        let anybody = slot.result.receiver_count() > 0;
-        slot.result.send_replace(Some(delivery));
+        let anybody = result.receiver_count() > 0;
+        result.send_replace(Some(delivery.clone()));
         anybody
     }
 }
@@ -112,6 +116,6 @@ impl Ticket {
 /// Whoever waits must hear of an attempt that ended in a bug, too.
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(Delivery::unconfirmed(Rejection::Internal));
+        self.end(&Delivery::unconfirmed(Rejection::Internal));
     }
 }

@@ -8,6 +8,7 @@ mod browse;
 mod recent;
 mod rows;
 mod schema;
+mod session;
 mod tables;
 mod worker;
 
@@ -24,8 +25,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 
-use self::recent::Recent;
 use self::schema::MigrationError;
+use self::session::Session;
 use self::worker::Worker;
 use super::entry::{Ask, End, Entry};
 use super::key::DeliveryKey;
@@ -49,7 +50,6 @@ pub struct SqliteStore {
     reader: Worker,
     /// Reads for operators, whose questions may take longer than a delivery should wait.
     browser: Worker,
-    recent: Arc<Recent>,
     taken_over: usize,
     /// Held for as long as this process serves from the file.
     _lock: Option<File>,
@@ -99,7 +99,7 @@ impl SqliteStore {
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;
-                let taken_over = tables::take_over(&connection, now)?;
+                let taken_over = tables::take_over(&Session::new(&connection), now)?;
                 connection.execute_batch("COMMIT")?;
                 Ok(taken_over)
             };
@@ -113,7 +113,6 @@ impl SqliteStore {
             writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader("journal-read", reading)?,
             browser: Worker::reader("journal-browse", browsing)?,
-            recent: Arc::default(),
             taken_over,
             _lock: lock,
         })
@@ -280,23 +279,24 @@ fn explain(path: &Path, error: MigrationError) -> String {
 
 impl Deliveries for SqliteStore {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
-        let recent = Arc::clone(&self.recent);
-        self.writer.ask(move |connection| tables::claim(connection, &recent, &ask))
+        if ask.lookalike.is_some() {
+            // Whether the one like it was answered decides.
+            return self.writer.ask(move |session| tables::claim(session, &ask));
+        }
+        self.writer.ask_ahead(move |session| tables::claim(session, &ask))
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
-        let recent = Arc::clone(&self.recent);
-        self.writer.ask(move |connection| tables::finish(connection, &recent, &end))
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
+        self.writer.ask_ahead(move |session| tables::finish(session, &end))
     }
 
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
-        let recent = Arc::clone(&self.recent);
-        self.writer.tell(move |connection| tables::answered(connection, &recent, &key, at));
+        self.writer.tell(move |session| tables::answered(session, &key, at));
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
-        self.reader.ask(move |connection| tables::look(connection, &key))
+        self.reader.ask(move |session| tables::look(session, &key))
     }
 
     fn changed(&self, _: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -305,7 +305,7 @@ impl Deliveries for SqliteStore {
 
     fn probe(&self) -> Answer<'_, ()> {
         let now = clock::now();
-        self.writer.ask(move |connection| tables::probe(connection, now))
+        self.writer.ask(move |session| tables::probe(session, now))
     }
 
     fn close(&self) -> Answer<'_, ()> {
@@ -316,41 +316,41 @@ impl Deliveries for SqliteStore {
 
 impl Archive for SqliteStore {
     fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
-        self.browser.ask(move |connection| browse::list(connection, &filter, cursor, limit))
+        self.browser.ask(move |session| browse::list(session, &filter, cursor, limit))
     }
 
     fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
-        self.browser.ask(move |connection| browse::browse(connection, &filter, cursor, limit))
+        self.browser.ask(move |session| browse::browse(session, &filter, cursor, limit))
     }
 
     fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
-        self.browser.ask(move |connection| browse::recent(connection, since, most))
+        self.browser.ask(move |session| browse::recent(session, since, most))
     }
 
     fn resolve(&self, key: DeliveryKey, ruling: Ruling, now: Timestamp) -> Answer<'_, Option<Resolved>> {
-        self.writer.ask(move |connection| tables::resolve(connection, &key, &ruling, now))
+        self.writer.ask(move |session| tables::resolve(session, &key, &ruling, now))
     }
 
     fn counts(&self) -> Answer<'_, Vec<Counts>> {
-        self.browser.ask(tables::counts)
+        self.browser.ask(|session| tables::counts(session))
     }
 
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
-        self.writer.ask(move |connection| tables::prune(connection, &retention))
+        self.writer.ask(move |session| tables::prune(session, &retention))
     }
 }
 
 impl Keys for SqliteStore {
     fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
-        self.reader.ask(tables::data_keys)
+        self.reader.ask(|session| tables::data_keys(session))
     }
 
     fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
-        self.writer.ask(move |connection| tables::add_data_key(connection, &app, &wraps, now))
+        self.writer.ask(move |session| tables::add_data_key(session, &app, &wraps, now))
     }
 
     fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
-        self.writer.ask(move |connection| tables::put_wraps(connection, data_key, &wraps, now))
+        self.writer.ask(move |session| tables::put_wraps(session, data_key, &wraps, now))
     }
 }
 

@@ -56,10 +56,11 @@ pub trait Deliveries: Send + Sync {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed>;
 
     /// Records the end of an attempt: [`super::machine::finish`].
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)>;
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)>;
 
     /// Records that the platform was told how it ended. The first time stays. Nobody waits for it to
-    /// be durable.
+    /// be durable: it comes before everything that is asked afterwards and for which it matters,
+    /// and before a [`probe`](Self::probe).
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()>;
 
     /// Reads an entry. A running attempt that a claim would take for lost is read as lost

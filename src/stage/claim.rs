@@ -5,7 +5,7 @@
 //! Later copies wait for it, here or from another process, and never start another attempt.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -78,14 +78,19 @@ const ABANDON_WITHIN: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What the task that claims tells the caller.
+/// What the task that claims tells the caller, once.
 enum Told {
-    /// The caller's own attempt runs.
-    Mine(Outlet, (DeliveryKey, u32)),
-    /// Somebody else's does.
-    Join(Box<Entry>),
-    /// No attempt: this is the answer.
+    /// The answer: of the caller's own attempt, or without one.
     Answer(Delivery),
+    /// Somebody else's attempt runs.
+    Join(Arc<Entry>),
+}
+
+/// A caller that waits for its answer.
+struct Waiting {
+    tell: oneshot::Sender<Told>,
+    /// The caller's own attempt, from before anything is forwarded.
+    attempt: Arc<OnceLock<(DeliveryKey, u32)>>,
 }
 
 impl Deliveries {
@@ -120,17 +125,14 @@ impl Deliveries {
         }
         let deadline = order.deadline;
         let (tell, told) = oneshot::channel();
+        let own = Arc::new(OnceLock::new());
+        let waiting = Waiting { tell, attempt: Arc::clone(&own) };
         // A claim that is made must be followed through, so not even the asking may be dropped.
         let span = spans::delivery(&order.ask.request_id);
-        self.tasks.spawn(self.clone().claim(order.clone(), attempt, tell, unheard).instrument(span));
+        // In a box: what a delivery waits in is large, and would be moved about until it is spawned.
+        let claim = Box::pin(self.clone().claim(order.clone(), attempt, waiting, Box::new(unheard)));
+        self.tasks.spawn(claim.instrument(span));
         match timeout_at(deadline, told).await {
-            Ok(Ok(Told::Mine(outlet, id))) => {
-                let ended = timeout_at(deadline, result(outlet)).await.ok().flatten();
-                Ok(ended.unwrap_or_else(|| Delivery {
-                    recorded: Some(id),
-                    ..Delivery::unconfirmed(Rejection::BackendTimeout)
-                }))
-            }
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
                 // Rare, and too large to make room for in every request.
@@ -141,7 +143,10 @@ impl Deliveries {
                 Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
             }
             Ok(Err(_)) => Err(Rejection::Internal),
-            Err(_) => Err(too_late()),
+            Err(_) => match own.get() {
+                Some(id) => Ok(Delivery { recorded: Some(*id), ..Delivery::unconfirmed(Rejection::BackendTimeout) }),
+                None => Err(too_late()),
+            },
         }
     }
 
@@ -150,8 +155,8 @@ impl Deliveries {
         self,
         order: Order,
         attempt: impl FnOnce(Go) -> F,
-        tell: oneshot::Sender<Told>,
-        unheard: impl FnOnce(&Delivery),
+        waiting: Waiting,
+        unheard: Box<impl FnOnce(&Delivery)>,
     ) where
         F: Future<Output = Delivery>,
     {
@@ -171,10 +176,10 @@ impl Deliveries {
             Ok(claimed) => match claimed.decision {
                 Decision::Forward => {
                     // On the heap: a copy that is only replayed needs no room for it.
-                    let run = Box::pin(self.run(claimed.entry, order, attempt, tell, unheard));
+                    let run = Box::pin(self.run(claimed.entry, order, attempt, waiting, unheard));
                     return run.await;
                 }
-                Decision::Join => Told::Join(Box::new(claimed.entry)),
+                Decision::Join => Told::Join(claimed.entry),
                 Decision::Replay => {
                     self.count(ask, "replayed");
                     Told::Answer(self.replay(&claimed.entry, order.contract(), Outcome::Replayed).await)
@@ -196,45 +201,54 @@ impl Deliveries {
             },
         };
         // A caller that is gone needs no answer.
-        let _ = tell.send(told);
+        let _ = waiting.tell.send(told);
     }
 
     /// Runs an attempt that was claimed, and records how it ended.
     async fn run<F>(
         self,
-        entry: Entry,
+        entry: Arc<Entry>,
         order: Order,
         attempt: impl FnOnce(Go) -> F,
-        tell: oneshot::Sender<Told>,
-        unheard: impl FnOnce(&Delivery),
+        waiting: Waiting,
+        unheard: Box<impl FnOnce(&Delivery)>,
     ) where
         F: Future<Output = Delivery>,
     {
-        let go = Go { number: entry.latest.number, idempotency_key: entry.key.idempotency_key() };
-        let (ticket, outlet) = self.running.begin(RunningClaim {
+        let id = (entry.key, entry.latest.number);
+        let ticket = self.running.begin(RunningClaim {
             ask: Arc::clone(&order.ask),
             key: entry.key,
             cycle: entry.cycle,
             number: entry.latest.number,
             began_at: entry.latest.began_at,
         });
-        let _ = tell.send(Told::Mine(outlet, (entry.key, go.number)));
+        drop(entry);
+        // Before the time is looked at: a caller that finds nothing here at its deadline says that
+        // nothing is forwarded.
+        let _ = waiting.attempt.set(id);
+        let mut caller = Some(waiting.tell);
         let delivery = if Instant::now() >= order.deadline {
-            // Its caller has been told that the journal is down, and so that nothing is forwarded.
             Delivery::failed(too_late())
         } else {
+            let go = Go { number: id.1, idempotency_key: id.0.idempotency_key() };
             // A bug in the attempt must not leave a claim behind that nobody ends.
             let attempt = std::panic::AssertUnwindSafe(attempt(go)).catch_unwind();
             attempt.await.unwrap_or_else(|_| Delivery::unconfirmed(Rejection::Internal))
         };
-        let delivery = recorded(&entry, delivery);
+        let delivery = Delivery { recorded: Some(id), ..delivery };
         let is_late = Instant::now() >= order.deadline;
-        let delivery = self.record(&ticket, delivery, order.contract()).await;
+        let delivery = self.record(&ticket, delivery, order.contract(), &mut caller).await;
         self.count(&order.ask, delivery.outcome.as_str());
         if is_late && delivery.outcome == Outcome::Delivered {
             self.count(&order.ask, "late");
         }
-        if !ticket.finish(delivery.clone()) {
+        let copies_heard = ticket.finish(&delivery);
+        let unsaid = match caller {
+            Some(caller) => caller.send(Told::Answer(delivery)).err(),
+            None => Some(Told::Answer(delivery)),
+        };
+        if let (Some(Told::Answer(delivery)), false) = (unsaid, copies_heard) {
             unheard(&delivery);
         }
     }
@@ -243,7 +257,13 @@ impl Deliveries {
     ///
     /// Those who wait are told at once when it cannot be recorded: 503 instead of a success that
     /// might be forgotten, anything else as it is.
-    async fn record(&self, ticket: &Ticket, delivery: Delivery, contract: &ReplyContract) -> Delivery {
+    async fn record(
+        &self,
+        ticket: &Ticket,
+        delivery: Delivery,
+        contract: &ReplyContract,
+        caller: &mut Option<oneshot::Sender<Told>>,
+    ) -> Delivery {
         let end = outgoing(&delivery);
         ticket.ended(end.clone());
         let mut told = false;
@@ -258,7 +278,7 @@ impl Deliveries {
                 Err(cause) => {
                     if !told {
                         told = true;
-                        ticket.hand_out(match end {
+                        let interim = match end {
                             Outgoing::Confirmed { .. } => {
                                 tracing::error!(
                                     app = ticket.claim().ask.app,
@@ -269,7 +289,12 @@ impl Deliveries {
                                 Delivery::unconfirmed(unavailable(&cause))
                             }
                             _ => delivery.clone(),
-                        });
+                        };
+                        ticket.hand_out(&interim);
+                        if let Some(caller) = caller.take() {
+                            // One that is gone needs no answer.
+                            let _ = caller.send(Told::Answer(interim));
+                        }
                     }
                     // The journal may be well and just this record not: that must not spin.
                     sleep(pause).await;

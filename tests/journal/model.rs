@@ -331,7 +331,9 @@ impl<B: Bench> Subject for Stored<B> {
 
     async fn finish(&mut self, end: End) -> (Finished, Entry) {
         // From wherever: a store cannot tell.
-        self.at(usize::try_from(end.attempt).unwrap()).store.finish(Arc::new(end)).await.unwrap()
+        let store = &self.at(usize::try_from(end.attempt).unwrap()).store;
+        let (finished, entry) = store.finish(Arc::new(end)).await.unwrap();
+        (finished, Arc::unwrap_or_clone(entry))
     }
 
     async fn look(&mut self, key: DeliveryKey) -> Option<Entry> {
@@ -654,7 +656,7 @@ impl<S: Subject> History<S> {
         if let Lifecycle::Revives = ask.lifecycle {
             *self.cycles.entry(what.instance().unwrap()).or_default() += 1;
         }
-        self.calls.push(Call { name, place: expected - 1, what, gateway, ask, entry });
+        self.calls.push(Call { name, place: expected - 1, what, gateway, ask, entry: Arc::unwrap_or_clone(entry) });
         Ok(())
     }
 

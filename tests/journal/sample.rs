@@ -37,6 +37,12 @@ pub(crate) fn lookalike(parts: &[&str]) -> Lookalike {
     Lookalike::from_slice(&hash(parts)).unwrap()
 }
 
+/// What a claim comes to.
+pub(crate) struct Told {
+    pub(crate) decision: Decision,
+    pub(crate) entry: Entry,
+}
+
 impl Gateway {
     fn claimant(&self) -> Claimant {
         static CLAIMS: AtomicI64 = AtomicI64::new(1);
@@ -98,8 +104,9 @@ impl Gateway {
         }
     }
 
-    pub(crate) async fn claim(&self, ask: Ask) -> Claimed {
-        self.store.claim(Arc::new(ask)).await.unwrap()
+    pub(crate) async fn claim(&self, ask: Ask) -> Told {
+        let Claimed { decision, entry } = self.store.claim(Arc::new(ask)).await.unwrap();
+        Told { decision, entry: Arc::unwrap_or_clone(entry) }
     }
 
     /// Claims, and must be told to call the backend.
@@ -110,12 +117,13 @@ impl Gateway {
             let ask = Arc::new(ask);
             let Claimed { decision, entry } = self.store.claim(Arc::clone(&ask)).await.unwrap();
             assert_eq!(decision, Decision::Forward, "{caller}: {entry:#?}");
-            Call { ask, entry }
+            Call { ask, entry: Arc::unwrap_or_clone(entry) }
         }
     }
 
     pub(crate) async fn finish(&self, end: End) -> (Finished, Entry) {
-        self.store.finish(Arc::new(end)).await.unwrap()
+        let (finished, entry) = self.store.finish(Arc::new(end)).await.unwrap();
+        (finished, Arc::unwrap_or_clone(entry))
     }
 
     pub(crate) async fn look(&self, key: DeliveryKey) -> Entry {

@@ -65,7 +65,8 @@ impl Shop {
 
     /// The same with a key that begins like this.
     pub(super) async fn create_with_key(&self, key: &[u8], order: &str) -> Entry {
-        self.store.claim(Arc::new(self.ask(key, order))).await.unwrap().entry
+        let claimed = self.store.claim(Arc::new(self.ask(key, order))).await.unwrap();
+        Arc::unwrap_or_clone(claimed.entry)
     }
 
     pub(super) async fn confirmed(&self, order: &str, instance: &str) {

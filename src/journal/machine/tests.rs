@@ -108,7 +108,7 @@ impl Kept {
             panic!("no lifecycle, no cycles")
         };
         self.write(&claimed.entry, change.clone());
-        (claimed.decision, claimed.entry, change)
+        (claimed.decision, Arc::unwrap_or_clone(claimed.entry), change)
     }
 
     fn finish(&mut self, taken: bool, end: &End) -> (Finished, Entry, Change) {
@@ -407,7 +407,7 @@ fn a_new_delivery_is_what_was_asked_for() {
     let asked = Ask { debug: true, instance_id: Some("i-1".into()), ..ask(1) };
     let Step::Decided(claimed, change) = claim(None, false, &asked, key(7), 3) else { panic!() };
     assert_eq!(change, Change { entry: true, ..Change::default() });
-    let entry = claimed.entry;
+    let entry = Arc::unwrap_or_clone(claimed.entry);
     assert_eq!((claimed.decision, entry.key, entry.cycle), (Decision::Forward, key(7), 3));
     assert_eq!((entry.origin, entry.fingerprint, entry.extras), (asked.origin, asked.fingerprint, asked.extras));
     assert!(entry.debug);

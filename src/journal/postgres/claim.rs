@@ -53,7 +53,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
         if let Some(doubt) = doubtful.take_if(|doubt| doubt.is_settled_by(seen.known.as_ref()))
             && let Some(entry) = doubt.forget(seen.known.as_ref())
         {
-            return Ok(Claimed { decision: Decision::Forward, entry });
+            return Ok(Claimed { decision: Decision::Forward, entry: Arc::new(entry) });
         }
         if !seen.leased {
             shared.keep_lease(deadline).await?;

@@ -27,7 +27,7 @@ struct Seen {
 
 /// Records the end of an attempt. Telling it again changes nothing, so that a connection that
 /// breaks is a reason to look again.
-pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished, Entry), Unavailable> {
+pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished, Arc<Entry>), Unavailable> {
     let began = Instant::now();
     let mut deadline = began + STATEMENT;
     let mut raced = false;
@@ -55,10 +55,10 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
             entry.lookalike = None;
         }
         if !change.entry {
-            return Ok((finished, entry));
+            return Ok((finished, Arc::new(entry)));
         }
         match put(shared, &entry, version, &change, deadline).await {
-            Ok(true) => return Ok((finished, entry)),
+            Ok(true) => return Ok((finished, Arc::new(entry))),
             Ok(false) => {}
             Err(Failure::Race(_)) => raced = true,
             Err(Failure::Unknown(_)) => deadline = began + SETTLE,

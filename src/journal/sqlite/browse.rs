@@ -133,11 +133,9 @@ fn access(filter: &Filter) -> (&'static str, Condition) {
         return ("deliveries INDEXED BY deliveries_by_user", text("user_id = ?", user));
     }
     let (from, condition) = match filter.which {
-        Some(Which::State(State::Unconfirmed)) => {
-            ("deliveries INDEXED BY deliveries_unconfirmed", "state = 'unconfirmed'")
+        Some(Which::State(State::Unconfirmed | State::Running) | Which::Unanswered) => {
+            ("deliveries INDEXED BY deliveries_waiting", "waiting IS NOT NULL")
         }
-        Some(Which::State(State::Running)) => ("deliveries INDEXED BY deliveries_running", "state = 'running'"),
-        Some(Which::Unanswered) => ("deliveries INDEXED BY deliveries_unanswered", UNANSWERED),
         // All of them have ended otherwise than by the first attempt's confirmation.
         Some(Which::State(State::Open | State::Closed)) => EVENTFUL,
         Some(Which::Attempt(outcome)) if outcome != AttemptOutcome::Confirmed => EVENTFUL,
@@ -309,9 +307,9 @@ mod tests {
             (Filter { instance_id: text("i-1"), ..filter() }, "deliveries_by_instance"),
             (Filter { user_id: text("u-1"), ..filter() }, "deliveries_by_user"),
             (Filter { app: text("crm"), action: text("Renew"), ..filter() }, "deliveries_by_app"),
-            (Filter { which: which(Which::Unanswered), app: text("crm"), ..filter() }, "deliveries_unanswered"),
-            (Filter { which: which(Which::State(State::Unconfirmed)), ..filter() }, "deliveries_unconfirmed"),
-            (Filter { which: which(Which::State(State::Running)), ..filter() }, "deliveries_running"),
+            (Filter { which: which(Which::Unanswered), app: text("crm"), ..filter() }, "deliveries_waiting"),
+            (Filter { which: which(Which::State(State::Unconfirmed)), ..filter() }, "deliveries_waiting"),
+            (Filter { which: which(Which::State(State::Running)), ..filter() }, "deliveries_waiting"),
             (Filter { which: which(Which::State(State::Open)), ..filter() }, "deliveries_eventful"),
             (Filter { which: which(Which::Attempt(AttemptOutcome::Duplicate)), ..filter() }, "deliveries_eventful"),
         ] {

@@ -5,10 +5,10 @@
 //! changed the row), so whoever uses it writes on the condition that the row still is as it is
 //! remembered, and else reads it.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use super::rows::Numbered;
 use crate::journal::entry::{End, Entry};
 use crate::journal::key::DeliveryKey;
 
@@ -18,19 +18,19 @@ const MOST: usize = 4096;
 /// See the module.
 #[derive(Default)]
 pub(super) struct Recent {
-    claimed: Mutex<HashMap<DeliveryKey, Numbered>>,
-    ended: Mutex<HashMap<DeliveryKey, i64>>,
+    claimed: RefCell<HashMap<DeliveryKey, (i64, Arc<Entry>)>>,
+    ended: RefCell<HashMap<DeliveryKey, i64>>,
 }
 
 impl Recent {
     /// A claim was written.
-    pub(super) fn claimed(&self, row: i64, entry: &Entry) {
-        put(&self.claimed, entry.key, (row, entry.clone()));
+    pub(super) fn claimed(&self, row: i64, entry: &Arc<Entry>) {
+        put(&self.claimed, entry.key, (row, Arc::clone(entry)));
     }
 
     /// The claim that this is the end of; only once.
-    pub(super) fn claim_of(&self, end: &End) -> Option<Numbered> {
-        let (row, entry) = lock(&self.claimed).remove(&end.key)?;
+    pub(super) fn claim_of(&self, end: &End) -> Option<(i64, Arc<Entry>)> {
+        let (row, entry) = self.claimed.borrow_mut().remove(&end.key)?;
         let latest = &entry.latest;
         (latest.number == end.attempt && latest.claimant == end.ask.claimant).then_some((row, entry))
     }
@@ -42,18 +42,14 @@ impl Recent {
 
     /// The row of a delivery that has ended; only once.
     pub(super) fn row_of(&self, key: &DeliveryKey) -> Option<i64> {
-        lock(&self.ended).remove(key)
+        self.ended.borrow_mut().remove(key)
     }
 }
 
-fn put<T>(into: &Mutex<HashMap<DeliveryKey, T>>, key: DeliveryKey, value: T) {
-    let mut known = lock(into);
+fn put<T>(into: &RefCell<HashMap<DeliveryKey, T>>, key: DeliveryKey, value: T) {
+    let mut known = into.borrow_mut();
     if known.len() >= MOST {
         known.clear();
     }
     known.insert(key, value);
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
 
+use super::session::Session;
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
 };
@@ -25,13 +26,9 @@ macro_rules! entry_columns {
 const ATTEMPT_COLUMNS: &str =
     "delivery, number, gateway, claim, request_id, began_at, ended_at, outcome, code, rule, detail, named_instance";
 
-/// The columns of an entry that change, in the order in which [`put_entry`] gives them.
-const CHANGING: [&str; 24] = [
-    "number",
-    "gateway",
-    "claim",
-    "request_id",
-    "began_at",
+/// The columns that the end of the latest attempt changes, in the order in which [`put_entry`] gives
+/// them.
+const ENDING: [&str; 13] = [
     "ended_at",
     "outcome",
     "code",
@@ -45,12 +42,21 @@ const CHANGING: [&str; 24] = [
     "made_instance",
     "data_key",
     "reply",
+];
+/// The others that change, in its order, too.
+const CHANGING: [&str; 12] = [
+    "number",
+    "gateway",
+    "claim",
+    "request_id",
+    "began_at",
     "answered_at",
     "decision",
     "decided_at",
     "message",
     "decided_by",
     "reason",
+    "waiting",
 ];
 /// Those that stay, in its order, too.
 const FIXED: [&str; 13] = [
@@ -69,27 +75,56 @@ const FIXED: [&str; 13] = [
     "received_at",
 ];
 
+/// Bytes of a sealed reply of the usual size, and of what else an end adds.
+const ROOM: usize = 400;
+
 // By position: SQLite looks names up one by one.
 static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let columns = [&CHANGING[..], &FIXED[..]].concat();
+    let columns = [&ENDING[..], &CHANGING[..], &FIXED[..], &["owns"]].concat();
     let places = (1..=columns.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     format!("INSERT INTO deliveries ({}) VALUES ({})", columns.join(", "), places.join(", "))
 });
+/// The same for the first claim of an entry, of which little is known yet. It takes the room that an
+/// end mostly needs, so that rows which have filled a page need not be moved when they grow.
+static CLAIM: LazyLock<String> = LazyLock::new(|| {
+    let places = (1..=FIXED.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
+    let (columns, places) = (FIXED.join(", "), places.join(", "));
+    format!(
+        "INSERT INTO deliveries ({columns}, began_at, changed_at, number, doubt, state, waiting, room, gateway, claim, \
+         request_id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16)"
+    )
+});
+// What it owns, it owns for good.
 static UPDATE: LazyLock<String> = LazyLock::new(|| {
-    let places = CHANGING.iter().zip(1..).map(|(column, place)| format!("{column} = ?{place}")).collect::<Vec<_>>();
-    format!("UPDATE deliveries SET {} WHERE id = ?{}", places.join(", "), CHANGING.len() + 1)
+    let columns = [&ENDING[..], &CHANGING[..]].concat();
+    let (row, owns) = (columns.len() + 1, columns.len() + 2);
+    format!("UPDATE deliveries SET {}, room = NULL, owns = coalesce(owns, ?{owns}) WHERE id = ?{row}", places(&columns))
 });
 // An attempt's claimant is written as it is, so it can be asked for as well; no other attempt has it.
+// Indexes of columns that are not set are left alone, and so that of those that wait.
+static END: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "UPDATE deliveries SET {}, room = NULL, owns = ?14 WHERE id = ?15 AND state = 'running' AND gateway = ?16 AND claim = ?17",
+        places(&ENDING)
+    )
+});
+
+/// For an end after which nobody has to wait for it.
 static UPDATE_RUNNING: LazyLock<String> =
-    LazyLock::new(|| format!("{} AND state = 'running' AND gateway = ?2 AND claim = ?3", *UPDATE));
+    LazyLock::new(|| format!("{} AND state = 'running' AND gateway = ?15 AND claim = ?16", *UPDATE));
+
+fn places(columns: &[&str]) -> String {
+    let places = columns.iter().zip(1..).map(|(column, place)| format!("{column} = ?{place}"));
+    places.collect::<Vec<_>>().join(", ")
+}
 
 /// An entry and its row's number.
 pub(super) type Numbered = (i64, Entry);
 
 /// The entry at a key.
-pub(super) fn entry_at(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
+pub(super) fn entry_at(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
     let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE key = ?1");
-    one(connection, sql, [key.as_bytes()])
+    session.with(&session.entry_at, sql, |statement| statement.query_row([key.as_bytes()], entry_of).optional())
 }
 
 /// The entry that a key is an alias of.
@@ -142,7 +177,7 @@ pub(super) fn entries(
 
 /// All entries whose latest attempt runs.
 pub(super) fn running(connection: &Connection) -> rusqlite::Result<Vec<Numbered>> {
-    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE state = 'running'");
+    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE waiting IS NOT NULL AND state = 'running'");
     connection.prepare(sql)?.query_map([], entry_of)?.collect()
 }
 
@@ -157,44 +192,15 @@ pub(super) enum Place {
     Running(i64),
 }
 
-/// Writes an entry. Says in which row, or that the row is not as it should be.
-pub(super) fn put_entry(connection: &Connection, place: Place, entry: &Entry) -> rusqlite::Result<Option<i64>> {
+/// Writes an entry. Says in which row, or that the row is not as it should be. `owns` says that
+/// the instance that it names is its own from now on.
+pub(super) fn put_entry(
+    session: &Session<'_>,
+    place: Place,
+    entry: &Entry,
+    owns: bool,
+) -> rusqlite::Result<Option<i64>> {
     let Attempt { number, claimant, request_id, began_at, ended_at, ended } = &entry.latest;
-    let changing = params![
-        number,
-        claimant.gateway,
-        claimant.number,
-        request_id,
-        began_at.as_millisecond(),
-        ended_at.map(Timestamp::as_millisecond),
-        ended.as_ref().map(|ended| ended.outcome.as_str()),
-        ended.as_ref().and_then(|ended| ended.code.as_deref()),
-        ended.as_ref().and_then(|ended| ended.rule.as_deref()),
-        ended.as_ref().and_then(|ended| ended.detail.as_deref()),
-        ended.as_ref().and_then(|ended| ended.instance_id.as_deref()),
-        entry.changed_at.as_millisecond(),
-        entry.state.as_str(),
-        entry.doubt,
-        entry.confirmation.as_ref().map(|confirmation| confirmation.at.as_millisecond()),
-        entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref()),
-        entry.reply.as_ref().map(|reply| reply.data_key),
-        entry.reply.as_ref().map(|reply| reply.bytes.as_slice()),
-        entry.answered_at.map(Timestamp::as_millisecond),
-        entry.decision.as_ref().map(|decision| decision.what.as_str()),
-        entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
-        entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
-        entry.decision.as_ref().and_then(|decision| decision.by.as_deref()),
-        entry.decision.as_ref().and_then(|decision| decision.why.as_deref()),
-    ];
-    let update = match place {
-        Place::New => None,
-        Place::Row(row) => Some((&UPDATE, row)),
-        Place::Running(row) => Some((&UPDATE_RUNNING, row)),
-    };
-    if let Some((sql, row)) = update {
-        let written = connection.prepare_cached(sql)?.execute(&*[changing, params![row]].concat())?;
-        return Ok((written == 1).then_some(row));
-    }
     let fixed = params![
         entry.key.as_bytes(),
         entry.origin.as_bytes(),
@@ -210,8 +216,82 @@ pub(super) fn put_entry(connection: &Connection, place: Place, entry: &Entry) ->
         entry.user_id,
         entry.received_at.as_millisecond(),
     ];
-    connection.prepare_cached(&INSERT)?.execute(&*[changing, fixed].concat())?;
-    Ok(Some(connection.last_insert_rowid()))
+    let claimant_of = params![claimant.gateway, claimant.number, request_id];
+    if matches!(place, Place::New) && is_first_claim(entry) {
+        let claim = [fixed, claimant_of].concat();
+        session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
+        return Ok(Some(session.last_insert_rowid()));
+    }
+    let owns = owns.then_some(true);
+    let ending = params![
+        ended_at.map(Timestamp::as_millisecond),
+        ended.as_ref().map(|ended| ended.outcome.as_str()),
+        ended.as_ref().and_then(|ended| ended.code.as_deref()),
+        ended.as_ref().and_then(|ended| ended.rule.as_deref()),
+        ended.as_ref().and_then(|ended| ended.detail.as_deref()),
+        ended.as_ref().and_then(|ended| ended.instance_id.as_deref()),
+        entry.changed_at.as_millisecond(),
+        entry.state.as_str(),
+        entry.doubt,
+        entry.confirmation.as_ref().map(|confirmation| confirmation.at.as_millisecond()),
+        entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref()),
+        entry.reply.as_ref().map(|reply| reply.data_key),
+        entry.reply.as_ref().map(|reply| reply.bytes.as_slice()),
+    ];
+    let is_waiting = waits(entry);
+    if let (Place::Running(row), true) = (place, is_waiting) {
+        let whose = params![owns, row, claimant.gateway, claimant.number];
+        let end = [ending, whose].concat();
+        let written = session.with(&session.end, &END, |statement| statement.execute(&*end))?;
+        return Ok((written == 1).then_some(row));
+    }
+    let changing = params![
+        number,
+        claimant.gateway,
+        claimant.number,
+        request_id,
+        began_at.as_millisecond(),
+        entry.answered_at.map(Timestamp::as_millisecond),
+        entry.decision.as_ref().map(|decision| decision.what.as_str()),
+        entry.decision.as_ref().map(|decision| decision.at.as_millisecond()),
+        entry.decision.as_ref().and_then(|decision| decision.message.as_deref()),
+        entry.decision.as_ref().and_then(|decision| decision.by.as_deref()),
+        entry.decision.as_ref().and_then(|decision| decision.why.as_deref()),
+        is_waiting.then_some(true),
+    ];
+    match place {
+        Place::New => {
+            session.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns]].concat())?;
+            Ok(Some(session.last_insert_rowid()))
+        }
+        Place::Row(row) | Place::Running(row) => {
+            let sql = match place {
+                Place::Running(_) => &*UPDATE_RUNNING,
+                _ => &*UPDATE,
+            };
+            let written = session.prepare_cached(sql)?.execute(&*[ending, changing, params![row, owns]].concat())?;
+            Ok((written == 1).then_some(row))
+        }
+    }
+}
+
+/// Whether somebody has to do something about it: the backend, the platform or the operator.
+fn waits(entry: &Entry) -> bool {
+    match entry.state {
+        State::Running | State::Unconfirmed => true,
+        State::Done => entry.answered_at.is_none(),
+        State::Open | State::Closed => false,
+    }
+}
+
+/// Whether nothing is known of it but what was asked for.
+fn is_first_claim(entry: &Entry) -> bool {
+    let latest = &entry.latest;
+    entry.state == State::Running
+        && (latest.number == 1 && latest.ended.is_none() && latest.ended_at.is_none())
+        && (latest.began_at == entry.received_at && entry.changed_at == entry.received_at)
+        && !(entry.doubt || entry.confirmation.is_some() || entry.reply.is_some())
+        && !(entry.answered_at.is_some() || entry.decision.is_some())
 }
 
 /// Writes an attempt into the history of a delivery.

@@ -125,6 +125,20 @@ const STEPS: &[&str] = &[
     CREATE INDEX deliveries_by_app ON deliveries (app);
     CREATE INDEX deliveries_eventful ON deliveries (id) WHERE number > 1 OR outcome <> 'confirmed';
 ",
+    // One index of what waits for somebody, which an end leaves as it is, instead of three; and an
+    // instance is known by the delivery that made it, which has an index anyway.
+    "
+    ALTER TABLE deliveries ADD COLUMN waiting INTEGER;
+    ALTER TABLE deliveries ADD COLUMN owns INTEGER;
+    ALTER TABLE deliveries ADD COLUMN room BLOB;
+    UPDATE deliveries SET waiting = 1 WHERE state = 'running';
+    UPDATE deliveries SET waiting = 1 WHERE state = 'unconfirmed';
+    UPDATE deliveries SET waiting = 1 WHERE state = 'done' AND answered_at IS NULL;
+    DROP INDEX deliveries_running;
+    DROP INDEX deliveries_unconfirmed;
+    DROP INDEX deliveries_unanswered;
+    CREATE INDEX deliveries_waiting ON deliveries (id) WHERE waiting IS NOT NULL;
+",
 ];
 
 /// Why a file cannot be brought up to date.
@@ -201,8 +215,12 @@ pub(super) fn migrate(connection: &Connection) -> Result<(), MigrationError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::sqlite::{browse, rows};
-    use crate::journal::store::Filter;
+    use crate::journal::entry::State;
+    use crate::journal::key::Origin;
+    use crate::journal::sqlite::session::Session;
+    use crate::journal::sqlite::{browse, rows, tables};
+    use crate::journal::store::{Counts, Filter, Which};
+    use jiff::Timestamp;
 
     /// A file that the first version has written.
     fn first() -> Connection {
@@ -247,8 +265,44 @@ mod tests {
         // And what is new can be written.
         let mut changed = done.entry.clone();
         changed.decision.as_mut().unwrap().by = text("me");
-        rows::put_entry(&connection, rows::Place::Row(done.cursor), &changed).unwrap();
+        rows::put_entry(&Session::new(&connection), rows::Place::Row(done.cursor), &changed, false).unwrap();
         assert_eq!(find(Filter { order_id: text("o-1"), ..Filter::default() })[0].entry, changed);
+    }
+
+    /// What waited before there was a column for it waits still, and instances have their owners.
+    #[test]
+    fn a_file_of_the_second_version_still_knows_what_waits_and_whose_an_instance_is() {
+        let connection = first();
+        connection.execute_batch(STEPS[1]).unwrap();
+        connection.pragma_update(None, "user_version", 2).unwrap();
+        let more = "
+            INSERT INTO instances (app, instance_id, origin, touched_at) VALUES ('crm', 'i-1', zeroblob(32), 2);
+            INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, received_at, changed_at,
+                state, doubt, number, gateway, claim, request_id, began_at, outcome, answered_at)
+            VALUES
+                (randomblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'crm', 'Create', 0, 0, 5, 5,
+                    'running', 0, 1, 'g', 3, 'r', 5, NULL, NULL),
+                (randomblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'crm', 'Create', 0, 0, 6, 6,
+                    'unconfirmed', 0, 1, 'g', 4, 'r', 6, 'unconfirmed', NULL),
+                (randomblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'erp', 'Create', 0, 0, 7, 7,
+                    'done', 0, 1, 'g', 5, 'r', 7, 'confirmed', 8);";
+        connection.execute_batch(more).unwrap();
+        assert!(matches!(check(&connection), Err(MigrationError::Older)));
+        assert!(migrate(&connection).is_ok() && check(&connection).is_ok());
+        let counts = tables::counts(&connection).unwrap();
+        assert_eq!(counts, [Counts { app: "crm".into(), unconfirmed: 1, unanswered: 1 }]);
+        let count = |which| {
+            let filter = Filter { which: Some(which), ..Filter::default() };
+            browse::browse(&connection, &filter, None, 10).unwrap().records.len()
+        };
+        assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [1, 1]);
+        assert_eq!((count(Which::Unanswered), count(Which::State(State::Done))), (1, 2));
+        assert_eq!(tables::take_over(&Session::new(&connection), Timestamp::UNIX_EPOCH).unwrap(), 1);
+        assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [0, 2]);
+        let session = Session::new(&connection);
+        let origin = |byte| Origin::from_slice(&[byte; 32]).unwrap();
+        assert!(tables::is_taken(&session, "crm", "i-1", &origin(1)).unwrap());
+        assert!(!tables::is_taken(&session, "crm", "i-1", &origin(0)).unwrap());
     }
 
     #[test]
@@ -260,6 +314,7 @@ mod tests {
         assert!(connection.is_autocommit());
         assert!(matches!(check(&connection), Err(MigrationError::Older)));
         assert!(connection.prepare("SELECT decided_by FROM deliveries").is_err());
+        assert!(connection.prepare("SELECT waiting FROM deliveries").is_err());
         connection.execute_batch("DROP TABLE deliveries_eventful").unwrap();
         assert!(migrate(&connection).is_ok());
     }

@@ -1,96 +1,101 @@
 //! What the store does with its tables, each within a transaction of the writer.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::recent::Recent;
 use super::rows::{self, Place};
+use super::session::Session;
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Ruling, Step};
 use crate::journal::store::{Counts, DataKey, Pruned, Resolved, Retention, Wrap};
 
-pub(super) fn claim(connection: &Connection, recent: &Recent, ask: &Ask) -> rusqlite::Result<Claimed> {
+pub(super) fn claim(session: &Session<'_>, ask: &Ask) -> rusqlite::Result<Claimed> {
     loop {
         let cycle = match (ask.lifecycle, &ask.instance_id) {
-            (Lifecycle::Ends { .. }, Some(instance)) => cycle(connection, &ask.app, instance)?,
+            (Lifecycle::Ends { .. }, Some(instance)) => cycle(session, &ask.app, instance)?,
             _ => 0,
         };
         let key = ask.base.in_cycle(cycle);
-        let mut known = rows::entry_at(connection, &key)?;
+        let mut known = rows::entry_at(session, &key)?;
         if known.is_none()
             && let Some(lookalike) = &ask.lookalike
         {
-            known = rows::entry_of_alias(connection, &key)?;
+            known = rows::entry_of_alias(session, &key)?;
             if known.is_none() {
-                known = rows::unanswered_lookalike(connection, lookalike)?;
+                known = rows::unanswered_lookalike(session, lookalike)?;
             }
         }
         let (row, entry) = known.unzip();
         // One process, whose lease cannot be lost while it asks.
         match machine::claim(entry, false, ask, key, cycle) {
             Step::Decided(claimed, change) => {
-                let row = write(connection, row.map_or(Place::New, Place::Row), &claimed.entry, &change)?;
+                let row = write(session, row.map_or(Place::New, Place::Row), &claimed.entry, &change)?;
                 if let (Decision::Forward, Some(row)) = (claimed.decision, row) {
-                    recent.claimed(row, &claimed.entry);
+                    session.recent.claimed(row, &claimed.entry);
                 }
                 return Ok(claimed);
             }
-            Step::NextCycle => raise(connection, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?,
+            Step::NextCycle => raise(session, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?,
         }
     }
 }
 
-pub(super) fn finish(connection: &Connection, recent: &Recent, end: &End) -> rusqlite::Result<(Finished, Entry)> {
+pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Finished, Arc<Entry>)> {
     // Nearly always the entry is as it was claimed a moment ago. If it is not, nothing is written.
-    if let Some((row, entry)) = recent.claim_of(end) {
-        let taken = names_taken(connection, end, &entry.origin)?;
-        let (finished, entry, change) = machine::finish(Some(entry), None, taken, end);
-        if write(connection, Place::Running(row), &entry, &change)?.is_some() {
-            recent.ended(row, entry.key);
-            return Ok((finished, entry));
+    if let Some((row, entry)) = session.recent.claim_of(end) {
+        let taken = names_taken(session, end, &entry.origin)?;
+        let (finished, entry, change) = machine::finish(Some(Arc::unwrap_or_clone(entry)), None, taken, end);
+        if write(session, Place::Running(row), &entry, &change)?.is_some() {
+            session.recent.ended(row, entry.key);
+            return Ok((finished, Arc::new(entry)));
         }
     }
-    let (row, entry) = rows::entry_at(connection, &end.key)?.unzip();
+    let (row, entry) = rows::entry_at(session, &end.key)?.unzip();
     let earlier = match (row, &entry) {
-        (Some(row), Some(entry)) if entry.latest.number != end.attempt => rows::attempt(connection, row, end.attempt)?,
+        (Some(row), Some(entry)) if entry.latest.number != end.attempt => rows::attempt(session, row, end.attempt)?,
         _ => None,
     };
     // Copies without an order number have origins of their own; the delivery has its first's.
     let origin = entry.as_ref().map_or(&end.ask.origin, |entry| &entry.origin);
-    let taken = names_taken(connection, end, origin)?;
+    let taken = names_taken(session, end, origin)?;
     let (finished, entry, change) = machine::finish(entry, earlier, taken, end);
-    write(connection, row.map_or(Place::New, Place::Row), &entry, &change)?;
-    Ok((finished, entry))
+    write(session, row.map_or(Place::New, Place::Row), &entry, &change)?;
+    Ok((finished, Arc::new(entry)))
 }
 
 /// Whether a confirmation names an instance of another order.
-fn names_taken(connection: &Connection, end: &End, origin: &Origin) -> rusqlite::Result<bool> {
+fn names_taken(session: &Session<'_>, end: &End, origin: &Origin) -> rusqlite::Result<bool> {
     match &end.ending {
-        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(connection, &end.ask.app, id, origin),
+        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(session, &end.ask.app, id, origin),
         _ => Ok(false),
     }
 }
 
-pub(super) fn answered(
-    connection: &Connection,
-    recent: &Recent,
-    key: &DeliveryKey,
-    at: Timestamp,
-) -> rusqlite::Result<()> {
-    if let Some(row) = recent.row_of(key) {
-        let sql = "UPDATE deliveries SET answered_at = ?3 WHERE id = ?1 AND key = ?2 AND answered_at IS NULL";
-        if connection.prepare_cached(sql)?.execute((row, key.as_bytes(), at.as_millisecond()))? == 1 {
+/// Notes an answer. What runs, or may have been executed, waits for something else.
+macro_rules! answer {
+    () => {
+        "UPDATE deliveries SET answered_at = ?1, waiting = iif(state IN ('running', 'unconfirmed'), 1, NULL) WHERE "
+    };
+}
+
+pub(super) fn answered(session: &Session<'_>, key: &DeliveryKey, at: Timestamp) -> rusqlite::Result<()> {
+    if let Some(row) = session.recent.row_of(key) {
+        let sql = concat!(answer!(), "id = ?3 AND key = ?2 AND answered_at IS NULL");
+        let values = (at.as_millisecond(), key.as_bytes(), row);
+        if session.with(&session.answered, sql, |statement| statement.execute(values))? == 1 {
             return Ok(());
         }
     }
-    let sql = "UPDATE deliveries SET answered_at = ?2 WHERE key = ?1 AND answered_at IS NULL";
-    connection.prepare_cached(sql)?.execute((key.as_bytes(), at.as_millisecond()))?;
+    let sql = concat!(answer!(), "key = ?2 AND answered_at IS NULL");
+    session.prepare_cached(sql)?.execute((at.as_millisecond(), key.as_bytes()))?;
     Ok(())
 }
 
-pub(super) fn look(connection: &Connection, key: &DeliveryKey) -> rusqlite::Result<Option<Entry>> {
-    Ok(rows::entry_at(connection, key)?.map(|(_, entry)| entry))
+pub(super) fn look(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<Entry>> {
+    Ok(rows::entry_at(session, key)?.map(|(_, entry)| entry))
 }
 
 pub(super) fn probe(connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
@@ -100,29 +105,29 @@ pub(super) fn probe(connection: &Connection, now: Timestamp) -> rusqlite::Result
 }
 
 /// What a process that is no more had running may have been executed. Says how many there were.
-pub(super) fn take_over(connection: &Connection, now: Timestamp) -> rusqlite::Result<usize> {
-    let running = rows::running(connection)?;
+pub(super) fn take_over(session: &Session<'_>, now: Timestamp) -> rusqlite::Result<usize> {
+    let running = rows::running(session)?;
     for (row, mut entry) in running.iter().cloned() {
         machine::lose(&mut entry, PROCESS_ENDED, now);
-        rows::put_entry(connection, Place::Row(row), &entry)?;
+        rows::put_entry(session, Place::Row(row), &entry, false)?;
     }
     Ok(running.len())
 }
 
 pub(super) fn resolve(
-    connection: &Connection,
+    session: &Session<'_>,
     key: &DeliveryKey,
     ruling: &Ruling,
     now: Timestamp,
 ) -> rusqlite::Result<Option<Resolved>> {
-    let Some((row, entry)) = rows::entry_at(connection, key)? else { return Ok(None) };
+    let Some((row, entry)) = rows::entry_at(session, key)? else { return Ok(None) };
     let taken = match &ruling.resolution {
-        Resolution::Done { instance_id: Some(id), .. } => is_taken(connection, &entry.app, id, &entry.origin)?,
+        Resolution::Done { instance_id: Some(id), .. } => is_taken(session, &entry.app, id, &entry.origin)?,
         _ => false,
     };
     Ok(Some(match machine::resolve(entry, false, taken, ruling, now) {
         Ok((entry, change)) => {
-            write(connection, Place::Row(row), &entry, &change)?;
+            write(session, Place::Row(row), &entry, &change)?;
             Ok(entry)
         }
         Err(unresolvable) => Err(unresolvable),
@@ -130,14 +135,9 @@ pub(super) fn resolve(
 }
 
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
-    // Each half has an index of its own that holds just these rows.
-    let sql = "SELECT app, sum(unconfirmed), sum(unanswered) FROM (
-                   SELECT app, count(*) AS unconfirmed, 0 AS unanswered FROM deliveries
-                   WHERE state = 'unconfirmed' GROUP BY app
-                   UNION ALL
-                   SELECT app, 0, count(*) FROM deliveries
-                   WHERE state = 'done' AND answered_at IS NULL GROUP BY app
-               ) GROUP BY app ORDER BY app";
+    let sql = "SELECT app, sum(state = 'unconfirmed') AS unconfirmed, sum(state = 'done') AS unanswered
+               FROM deliveries INDEXED BY deliveries_waiting WHERE waiting IS NOT NULL
+               GROUP BY app HAVING unconfirmed + unanswered > 0 ORDER BY app";
     let mut statement = connection.prepare_cached(sql)?;
     let counts = statement
         .query_map([], |row| Ok(Counts { app: row.get(0)?, unconfirmed: row.get(1)?, unanswered: row.get(2)? }))?;
@@ -154,12 +154,14 @@ pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite:
         )?
         .execute((retention.replies_before.as_millisecond(), batch))?;
     let old = too_old(connection, retention)?;
+    let mut instances = 0;
     for id in &old {
         connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
         connection.prepare_cached("DELETE FROM aliases WHERE delivery = ?1")?.execute([id])?;
-        connection.prepare_cached("DELETE FROM deliveries WHERE id = ?1")?.execute([id])?;
+        // Whose an instance is goes with the delivery that made it.
+        let sql = "DELETE FROM deliveries WHERE id = ?1 RETURNING owns IS NOT NULL";
+        instances += connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, bool>(0)).map(usize::from)?;
     }
-    let mut instances = 0;
     for table in ["instances", "cycles"] {
         instances += connection.prepare_cached(&untouched(table))?.execute((history, batch))?;
     }
@@ -252,19 +254,29 @@ fn raise(connection: &Connection, app: &str, instance: Option<&str>, by: u32, no
     Ok(())
 }
 
-fn is_taken(connection: &Connection, app: &str, instance: &str, by_another_than: &Origin) -> rusqlite::Result<bool> {
-    let sql = "SELECT origin <> ?3 FROM instances WHERE app = ?1 AND instance_id = ?2";
-    let mut statement = connection.prepare_cached(sql)?;
-    let taken = statement.query_row((app, instance, by_another_than.as_bytes()), |row| row.get(0)).optional()?;
-    Ok(taken.unwrap_or(false))
+pub(super) fn is_taken(
+    session: &Session<'_>,
+    app: &str,
+    instance: &str,
+    by_another_than: &Origin,
+) -> rusqlite::Result<bool> {
+    let who = (app, instance, by_another_than.as_bytes());
+    session.with(&session.taken, TAKEN, |statement| statement.exists(who))
 }
+
+/// An instance belongs to the delivery that made it, or to one that the store knows it of otherwise.
+const TAKEN: &str = "SELECT 1 FROM deliveries INDEXED BY deliveries_by_made
+                     WHERE made_instance = ?2 AND app = ?1 AND owns IS NOT NULL AND origin <> ?3
+                     UNION ALL SELECT 1 FROM instances WHERE app = ?1 AND instance_id = ?2 AND origin <> ?3";
 
 /// Writes a change. Says in which row the entry is, or that it is not at its place any more: then
 /// nothing was written.
-fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) -> rusqlite::Result<Option<i64>> {
+fn write(session: &Session<'_>, place: Place, entry: &Entry, change: &Change) -> rusqlite::Result<Option<i64>> {
+    let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
+    let owns = change.instance.is_some() && change.instance.as_ref() == made;
     let row = match place {
         _ if change.entry => {
-            let Some(row) = rows::put_entry(connection, place, entry)? else { return Ok(None) };
+            let Some(row) = rows::put_entry(session, place, entry, owns)? else { return Ok(None) };
             Some(row)
         }
         Place::Row(row) | Place::Running(row) => Some(row),
@@ -273,23 +285,24 @@ fn write(connection: &Connection, place: Place, entry: &Entry, change: &Change) 
     let now = entry.changed_at;
     match change.cycle {
         CycleChange::None => {}
-        CycleChange::Touch => raise(connection, &entry.app, entry.instance_id.as_deref(), 0, now)?,
-        CycleChange::Raise => raise(connection, &entry.app, entry.instance_id.as_deref(), 1, now)?,
+        CycleChange::Touch => raise(session, &entry.app, entry.instance_id.as_deref(), 0, now)?,
+        CycleChange::Raise => raise(session, &entry.app, entry.instance_id.as_deref(), 1, now)?,
     }
-    if let Some(instance) = &change.instance {
+    // One that the entry does not name belongs to its order all the same.
+    if let Some(instance) = change.instance.as_ref().filter(|_| !owns) {
         let sql = "INSERT INTO instances (app, instance_id, origin, touched_at) VALUES (?1, ?2, ?3, ?4)
                    ON CONFLICT (app, instance_id) DO NOTHING";
         let origin = entry.origin.as_bytes();
-        connection.prepare_cached(sql)?.execute((&entry.app, instance, origin, now.as_millisecond()))?;
+        session.prepare_cached(sql)?.execute((&entry.app, instance, origin, now.as_millisecond()))?;
     }
     if let (Some(alias), Some(row)) = (&change.alias, row) {
         let sql = "INSERT INTO aliases (key, delivery) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING";
-        connection.prepare_cached(sql)?.execute((alias.as_bytes(), row))?;
+        session.prepare_cached(sql)?.execute((alias.as_bytes(), row))?;
     }
     if let (Some(attempt), Some(row)) = (&change.history, row)
         && change.entry
     {
-        rows::put_attempt(connection, row, attempt)?;
+        rows::put_attempt(session, row, attempt)?;
     }
     Ok(row)
 }
@@ -309,8 +322,8 @@ pub(super) mod tests {
     /// Deliveries that differ in everything a filter asks for.
     pub(in crate::journal::sqlite) fn filled() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
-        let recent = Recent::default();
         assert!(schema::migrate(&connection).is_ok());
+        let session = Session::new(&connection);
         for number in 0..48_u8 {
             let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
             let key = [number.wrapping_mul(37); 32];
@@ -333,7 +346,7 @@ pub(super) mod tests {
                 request_id: "r".into(),
                 now: at(i64::from(number)),
             });
-            let entry = claim(&connection, &recent, &ask).unwrap().entry;
+            let entry = claim(&session, &ask).unwrap().entry;
             let reason = || Reason { code: "code".into(), ..Reason::default() };
             let reply = || Sealed { data_key: 1, bytes: Vec::new() };
             let made = || Some(choose(&["i-1", "i-3"], 1));
@@ -345,15 +358,16 @@ pub(super) mod tests {
                 _ => Ending::Confirmed { instance_id: made(), reply: reply() },
             };
             let end = End { key: entry.key, cycle: 0, attempt: 1, began_at: at(0), ending, now: ask.now, ask };
-            finish(&connection, &recent, &end).unwrap();
+            finish(&session, &end).unwrap();
             if number % 6 == 5 {
-                answered(&connection, &recent, &entry.key, end.now).unwrap();
+                answered(&session, &entry.key, end.now).unwrap();
             }
             if number % 12 == 1 {
                 // Failed, then running again: the first attempt is in the history.
-                claim(&connection, &recent, &end.ask).unwrap();
+                claim(&session, &end.ask).unwrap();
             }
         }
+        drop(session);
         connection
     }
 
@@ -389,17 +403,18 @@ pub(super) mod tests {
     #[test]
     fn what_is_remembered_and_was_undone_or_changed_is_not_believed() {
         for undo in ["ROLLBACK", "COMMIT; UPDATE deliveries SET state = 'unconfirmed', request_id = 'another'"] {
-            let (connection, recent) = (Connection::open_in_memory().unwrap(), Recent::default());
+            let connection = Connection::open_in_memory().unwrap();
             assert!(schema::migrate(&connection).is_ok());
+            let session = Session::new(&connection);
             let ask = ask("o-1");
             connection.execute_batch("BEGIN").unwrap();
-            claim(&connection, &recent, &ask).unwrap();
+            claim(&session, &ask).unwrap();
             connection.execute_batch(undo).unwrap();
             // What the backend confirmed is recorded all the same, on what there really is.
-            let (finished, entry) = finish(&connection, &recent, &confirmed(ask)).unwrap();
+            let (finished, entry) = finish(&session, &confirmed(ask)).unwrap();
             assert_eq!((finished, entry.state), (Finished::Recorded, State::Done), "{undo}");
-            answered(&connection, &recent, &entry.key, at(3)).unwrap();
-            let stored = look(&connection, &entry.key).unwrap().unwrap();
+            answered(&session, &entry.key, at(3)).unwrap();
+            let stored = look(&session, &entry.key).unwrap().unwrap();
             assert_eq!((stored.state, stored.answered_at), (State::Done, Some(at(3))), "{undo}");
             assert_eq!(stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });
             assert_eq!(browse::list(&connection, &Filter::default(), None, usize::MAX).unwrap().len(), 1, "{undo}");

@@ -2,23 +2,31 @@
 //!
 //! The writer takes everything that has queued up while it was busy into one transaction, and
 //! answers after the commit: one flush of the disk for many deliveries. What somebody waits for never
-//! lingers for a fuller batch: the flush itself is the time in which the next one gathers.
+//! lingers for a fuller batch: the flush itself is the time in which the next one gathers. What
+//! nobody waits for is put off until there is a large batch anyway, or nothing else to do.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::session::Session;
 use crate::journal::store::{Answer, Unavailable};
 
 /// Most jobs in one transaction: bounds how long the first of them waits.
 const LARGEST_BATCH: usize = 512;
 
-/// How long what nobody waits for may wait for a flush that somebody needs anyway.
+/// How long what nobody waits for may be put off.
 const LAZINESS: Duration = Duration::from_millis(100);
+
+/// Jobs that are many: so many lazy ones are put off no longer, and among so many others they do not
+/// count.
+const MANY: usize = 64;
 
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
@@ -34,28 +42,39 @@ pub(super) struct Worker {
 
 /// Something to do with the connection. It may be done twice if the first try was undone.
 trait Job: Send {
-    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
+    fn run(&mut self, session: &Session<'_>) -> rusqlite::Result<()>;
     fn conclude(self: Box<Self>, result: Result<(), Unavailable>);
-    /// Whether nobody waits for it.
-    fn is_lazy(&self) -> bool;
+    /// When it has its turn.
+    fn turn(&self) -> Turn;
     /// Whether somebody waited for it, and does so no more.
     fn is_given_up(&self) -> bool;
 }
 
+/// When a job has its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// After all that came before it.
+    InOrder,
+    /// Nobody waits for it, so it may be overtaken for a while.
+    Lazy,
+    /// Soon, and it does not matter to it whether what is lazy was done.
+    Ahead,
+}
+
 struct Work<F, T> {
     work: F,
-    // Handed on several times, so by its address.
-    result: Option<Box<T>>,
-    reply: Option<oneshot::Sender<Result<Box<T>, Unavailable>>>,
+    turn: Turn,
+    result: Option<T>,
+    reply: Option<oneshot::Sender<Result<T, Unavailable>>>,
 }
 
 impl<F, T> Job for Work<F, T>
 where
-    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
+    F: FnMut(&Session<'_>) -> rusqlite::Result<T> + Send,
     T: Send,
 {
-    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        self.result = Some(Box::new((self.work)(connection)?));
+    fn run(&mut self, session: &Session<'_>) -> rusqlite::Result<()> {
+        self.result = Some((self.work)(session)?);
         Ok(())
     }
 
@@ -67,8 +86,8 @@ where
         }
     }
 
-    fn is_lazy(&self) -> bool {
-        self.reply.is_none()
+    fn turn(&self) -> Turn {
+        self.turn
     }
 
     fn is_given_up(&self) -> bool {
@@ -77,19 +96,22 @@ where
 }
 
 impl Worker {
-    /// A thread whose jobs share transactions. `check` is asked before each of them.
+    /// A thread whose jobs share transactions. `check` is asked before each of them. Answers are given
+    /// by the runtime that this is called in.
     pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
+        let answers = Answers(Handle::try_current().ok());
         Self::spawn("journal-write", move |queue| {
-            let mut batch = Vec::new();
-            while gather(&queue, &mut batch) {
+            let session = Session::new(&connection);
+            let (mut batch, mut put_off) = (Vec::new(), PutOff::default());
+            while gather(&queue, &mut batch, &mut put_off) {
                 on_batch(batch.len());
                 match check() {
-                    Ok(()) => write(&connection, &mut batch),
+                    Ok(()) => write(&session, &mut batch, &answers),
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
                         // somebody who has both open. If that fails, the loss is told anyway.
                         let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-                        conclude(&mut batch, &lost);
+                        answers.give(&mut batch, lost);
                     }
                 }
             }
@@ -100,11 +122,12 @@ impl Worker {
     /// impatient readers must not keep the others waiting.
     pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
         Self::spawn(name, move |queue| {
+            let session = Session::new(&connection);
             while let Ok(mut job) = queue.recv() {
                 if job.is_given_up() {
                     continue;
                 }
-                let result = run(&mut job, &connection).map_err(unavailable);
+                let result = run(&mut job, &session).map_err(unavailable);
                 job.conclude(result);
             }
         })
@@ -117,36 +140,74 @@ impl Worker {
         Ok(Self { jobs })
     }
 
-    /// Does something and answers once it is durable.
+    /// Does something, after all that was asked and told before, and answers once it is durable.
     pub(super) fn ask<T: Send + 'static>(
         &self,
-        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'static, T> {
+        self.send(work, Turn::InOrder)
+    }
+
+    /// The same, but what was told before may still come after it.
+    pub(super) fn ask_ahead<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'static, T> {
+        self.send(work, Turn::Ahead)
+    }
+
+    /// Does something soon; nobody waits for it.
+    pub(super) fn tell(&self, work: impl FnMut(&Session<'_>) -> rusqlite::Result<()> + Send + 'static) {
+        // Without its thread the journal answers nobody any more, and says so to those who ask.
+        let _ = self.jobs.send(Box::new(Work { work, turn: Turn::Lazy, result: None, reply: None }));
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
+        turn: Turn,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(Box::new(Work { work, result: None, reply: Some(reply) }));
+        let sent = self.jobs.send(Box::new(Work { work, turn, result: None, reply: Some(reply) }));
         Box::pin(async move {
             let ended = || Unavailable::new("the journal's thread has ended");
             sent.map_err(|_| ended())?;
-            answer.await.map_err(|_| ended())?.map(|value| *value)
+            answer.await.map_err(|_| ended())?
         })
     }
+}
 
-    /// Does something with one of the next batches; nobody waits for it.
-    pub(super) fn tell(&self, work: impl FnMut(&Connection) -> rusqlite::Result<()> + Send + 'static) {
-        // Without its thread the journal answers nobody any more, and says so to those who ask.
-        let _ = self.jobs.send(Box::new(Work { work, result: None, reply: None }));
+/// Jobs that nobody waits for, kept back for a batch that has nothing better to do.
+#[derive(Default)]
+struct PutOff {
+    jobs: Vec<Box<dyn Job>>,
+    /// Until when.
+    until: Option<Instant>,
+}
+
+impl PutOff {
+    fn put(&mut self, job: Box<dyn Job>) {
+        self.until.get_or_insert_with(|| Instant::now() + LAZINESS);
+        self.jobs.push(job);
+    }
+
+    /// Whether it can no longer be put off.
+    fn is_due(&self) -> bool {
+        self.jobs.len() >= MANY || self.until.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// Has its jobs done before those of the batch: each may be about what came to be before it was told.
+    fn join(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        self.until = None;
+        batch.splice(..0, self.jobs.drain(..));
     }
 }
 
 /// Waits for jobs, and takes all that are there; `false` when there will be no more.
-fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) -> bool {
-    let Ok(first) = queue.recv() else { return false };
-    let mut is_urgent = !first.is_lazy();
-    batch.push(first);
-    let until = Instant::now() + LAZINESS;
-    let mut has_yielded = false;
+fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>, put_off: &mut PutOff) -> bool {
+    let (mut in_order, mut has_yielded) = (false, false);
     while batch.len() < LARGEST_BATCH {
-        let next = if is_urgent {
+        let next = if !batch.is_empty() {
             let next = queue.try_recv().ok();
             if next.is_none() && !has_yielded {
                 // Whoever has a job at hand and waits for this core may hand it in. If nobody does,
@@ -156,56 +217,83 @@ fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) -
                 continue;
             }
             next
-        } else {
+        } else if let Some(until) = put_off.until {
             queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+        } else {
+            queue.recv().ok()
         };
         let Some(job) = next else { break };
-        is_urgent |= !job.is_lazy();
-        batch.push(job);
+        match job.turn() {
+            Turn::Lazy if put_off.jobs.len() < LARGEST_BATCH => put_off.put(job),
+            turn => {
+                in_order |= turn != Turn::Ahead;
+                batch.push(job);
+            }
+        }
     }
-    true
+    // A flush that many wait for takes them along.
+    if in_order || batch.is_empty() || batch.len() >= MANY || put_off.is_due() {
+        put_off.join(batch);
+    }
+    !batch.is_empty()
 }
 
 /// Does all jobs in one transaction. If one of them is to blame for a failure, the others do not
 /// suffer: then each gets its own.
-fn write(connection: &Connection, batch: &mut Vec<Box<dyn Job>>) {
-    match together(connection, batch) {
+fn write(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>, answers: &Answers) {
+    match together(session, batch) {
         Err(error) if batch.len() > 1 && !is_about_the_disk(&error) => {
             for job in batch.drain(..) {
                 let mut alone = vec![job];
-                let result = together(connection, &mut alone).map_err(unavailable);
-                conclude(&mut alone, &result);
+                let result = together(session, &mut alone).map_err(unavailable);
+                answers.give(&mut alone, result);
             }
         }
-        result => conclude(batch, &result.map_err(unavailable)),
+        result => answers.give(batch, result.map_err(unavailable)),
     }
 }
 
-fn conclude(batch: &mut Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
-    for job in batch.drain(..) {
+/// Gives the answers.
+struct Answers(Option<Handle>);
+
+impl Answers {
+    fn give(&self, batch: &mut Vec<Box<dyn Job>>, result: Result<(), Unavailable>) {
+        match &self.0 {
+            // From here each of them would wake the runtime by a system call of its own.
+            Some(runtime) if batch.len() > 1 => {
+                let batch = mem::take(batch);
+                drop(runtime.spawn(async move { conclude(batch, &result) }));
+            }
+            _ => conclude(mem::take(batch), &result),
+        }
+    }
+}
+
+fn conclude(batch: Vec<Box<dyn Job>>, result: &Result<(), Unavailable>) {
+    for job in batch {
         job.conclude(result.clone());
     }
 }
 
 /// A bug in a job fails that job: without its thread the journal would answer nobody any more.
-fn run(job: &mut Box<dyn Job>, connection: &Connection) -> rusqlite::Result<()> {
-    let result = catch_unwind(AssertUnwindSafe(|| job.run(connection)));
+fn run(job: &mut Box<dyn Job>, session: &Session<'_>) -> rusqlite::Result<()> {
+    let result = catch_unwind(AssertUnwindSafe(|| job.run(session)));
     result.unwrap_or_else(|_| Err(rusqlite::Error::ToSqlConversionFailure("a bug in the journal".into())))
 }
 
-fn together(connection: &Connection, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    if !connection.is_autocommit() {
+fn together(session: &Session<'_>, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+    if !session.is_autocommit() {
         // The one before could not be undone then.
-        connection.execute_batch("ROLLBACK")?;
+        session.execute_batch("ROLLBACK")?;
     }
     // Immediate: a transaction that read first could be refused the right to write.
-    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let done = batch.iter_mut().try_for_each(|job| run(job, connection));
-    let done = done.and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
-    if done.is_err() && !connection.is_autocommit() {
+    session.with(&session.begin, "BEGIN IMMEDIATE", |statement| statement.execute([]))?;
+    let done = batch.iter_mut().try_for_each(|job| run(job, session));
+    let done = done.and_then(|()| session.with(&session.commit, "COMMIT", |statement| statement.execute([])));
+    if done.is_err() && !session.is_autocommit() {
         // SQLite has undone the transaction itself after some failures, not after others. What
         // is told is why it failed.
-        let _ = connection.execute_batch("ROLLBACK");
+        let _ = session.execute_batch("ROLLBACK");
     }
     done.map(drop)
 }
@@ -265,6 +353,34 @@ mod tests {
         last.await.unwrap();
         drop(reader);
         assert_eq!(tells.iter().collect::<Vec<_>>(), ["waited for"]);
+    }
+
+    /// Whoever asks in order finds what was told before, and what was told is done although nobody asks
+    /// any more.
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_put_off_and_not_forgotten() {
+        let writer = writer();
+        let tell = |number: i64| {
+            writer.tell(move |connection| connection.execute("INSERT INTO notes VALUES (?1)", [number]).map(drop));
+        };
+        let sum = |connection: &Session<'_>| {
+            connection.query_row("SELECT coalesce(sum(number), 0) FROM notes", [], |row| row.get::<_, i64>(0))
+        };
+        tell(1);
+        assert_eq!(writer.ask(sum).await, Ok(1));
+        tell(2);
+        let ahead = writer.ask_ahead(sum).await.unwrap();
+        assert!([1, 3].contains(&ahead), "{ahead}");
+        tell(4);
+        tell(8);
+        assert_eq!(writer.ask(sum).await, Ok(15));
+        let (told, tells) = mpsc::channel();
+        writer.tell(move |_| {
+            told.send(()).unwrap();
+            Ok(())
+        });
+        drop(writer);
+        assert_eq!(tells.recv(), Ok(()));
     }
 
     #[tokio::test]

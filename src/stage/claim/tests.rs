@@ -65,7 +65,7 @@ impl store::Deliveries for Fragile {
         }
         self.unless_broken(move || self.store.claim(ask))
     }
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Entry)> {
+    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
         self.unless_broken(move || {
             Box::pin(async move {
                 sleep(Duration::from_millis(self.slowness.load(Ordering::SeqCst) as u64)).await;

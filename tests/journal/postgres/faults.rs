@@ -64,7 +64,7 @@ impl Load {
         assert_eq!(claimed.entry.latest.claimant, ask.claimant);
         let new = self.forwarded.lock().unwrap().insert((order.clone(), attempt));
         assert!(new, "attempt {attempt} of {order} was forwarded twice");
-        let call = Call { ask, entry: claimed.entry };
+        let call = Call { ask, entry: Arc::unwrap_or_clone(claimed.entry) };
         // Few are confirmed, so that most orders are claimed many times.
         let confirmed = turn.is_multiple_of(40);
         let ending = if confirmed { gateway.confirmed(&format!("i-{order}")) } else { failed() };

@@ -34,7 +34,7 @@ async fn race(gateways: &[Gateway], ask: impl Fn(&Gateway) -> Ask) -> Vec<(Decis
             tokio::spawn(async move {
                 start.wait().await;
                 let claimed = gateway.store.claim(Arc::clone(&ask)).await.unwrap();
-                (claimed.decision, Call { ask, entry: claimed.entry })
+                (claimed.decision, Call { ask, entry: Arc::unwrap_or_clone(claimed.entry) })
             })
         })
         .collect();

@@ -1,0 +1,68 @@
+//! A connection and what its thread keeps for it: statements that every delivery needs, which are
+//! then not looked up by their text each time, and what was written a moment ago (`recent.rs`).
+
+use std::cell::RefCell;
+use std::ops::Deref;
+
+use rusqlite::{Connection, Statement};
+
+use super::recent::Recent;
+
+/// See the module. Used as the connection itself for everything that is rare.
+pub(super) struct Session<'c> {
+    connection: &'c Connection,
+    pub(super) recent: Recent,
+    pub(super) begin: Kept<'c>,
+    pub(super) commit: Kept<'c>,
+    pub(super) entry_at: Kept<'c>,
+    pub(super) claim: Kept<'c>,
+    pub(super) end: Kept<'c>,
+    pub(super) taken: Kept<'c>,
+    pub(super) answered: Kept<'c>,
+}
+
+impl<'c> Session<'c> {
+    pub(super) fn new(connection: &'c Connection) -> Self {
+        Self {
+            connection,
+            recent: Recent::default(),
+            begin: Kept::default(),
+            commit: Kept::default(),
+            entry_at: Kept::default(),
+            claim: Kept::default(),
+            end: Kept::default(),
+            taken: Kept::default(),
+            answered: Kept::default(),
+        }
+    }
+
+    /// Uses a statement, which always has the same text. It is prepared the first time.
+    pub(super) fn with<T>(
+        &self,
+        kept: &Kept<'c>,
+        sql: &str,
+        work: impl FnOnce(&mut Statement<'c>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let mut kept = kept.0.borrow_mut();
+        let statement = match &mut *kept {
+            Some(statement) => statement,
+            None => kept.insert(self.connection.prepare(sql)?),
+        };
+        let result = work(statement);
+        // What values leave behind would take up the memory that SQLite has at hand for others.
+        statement.clear_bindings();
+        result
+    }
+}
+
+impl Deref for Session<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection
+    }
+}
+
+/// A statement that stays prepared.
+#[derive(Default)]
+pub(super) struct Kept<'c>(RefCell<Option<Statement<'c>>>);
