@@ -63,7 +63,8 @@ def about(binaries):
 def heading(results):
     told = results["about"]
     other = f"; busy with other work before the run: {told['busy_percent']} %" if told.get("busy_percent", 0) > 2 else ""
-    return (f"{told['date']}, {told['spigate']} ({told['commit']}), nginx {told['nginx']}, HAProxy {told['haproxy']}; "
+    build = ", built by scripts/release" if told.get("optimized") else ""
+    return (f"{told['date']}, {told['spigate']} ({told['commit']}{build}), nginx {told['nginx']}, HAProxy {told['haproxy']}; "
             f"{told['cores']} cores of {told['cpu']}, Linux {told['kernel']}{other}")
 
 
