@@ -375,7 +375,10 @@ mod tests {
         tell(8);
         assert_eq!(writer.ask(sum).await, Ok(15));
         let (told, tells) = mpsc::channel();
-        writer.tell(move |_| Ok(told.send(()).unwrap_or_default()));
+        writer.tell(move |_| {
+            told.send(()).unwrap();
+            Ok(())
+        });
         drop(writer);
         assert_eq!(tells.recv(), Ok(()));
     }
