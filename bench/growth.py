@@ -155,8 +155,6 @@ def fill(journal, size):
                 f"""INSERT INTO deliveries ({", ".join(columns)})
                     WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?2)
                     SELECT {picked} FROM n JOIN deliveries d ON d.id = 1 + n.n % 1000""", [first, step])
-            database.execute("INSERT INTO instances (app, instance_id, origin, touched_at) "
-                             "SELECT app, made_instance, origin, changed_at FROM deliveries WHERE id >= ?", [first])
             database.execute("COMMIT")
             made += step
             first += step
