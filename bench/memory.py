@@ -21,6 +21,7 @@ from servers import House, get
 
 KIB = 1024
 IDLE = 10_000
+HTTP2 = 2_000
 # More than the limit lets in, so that the limit is seen to hold.
 IN_FLIGHT = 256
 REPLY = 256 * KIB
@@ -81,6 +82,55 @@ def idle_tls(server, attackers):
     for _ in range(IDLE):
         attackers.append(context.wrap_socket(plain(server), server_hostname="localhost"))
         asked(attackers[-1])
+
+
+def idle_http2(server, attackers):
+    """A handshake that agrees on HTTP/2, one request, and idle since. A client has to answer a PING
+    within 40 s, which these do not: they have to be fewer than can be opened in that time."""
+    context = ssl.create_default_context(cafile=server.trust)
+    context.set_alpn_protocols(["h2"])
+    # GET, https; path and authority as literals: HPACK without its tables.
+    head = b"\x82\x87\x04" + hpack_text(f"/spi?{PUBLISHED}") + b"\x01" + hpack_text("localhost")
+    begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS) + frame(HEADERS, END_STREAM | END_HEADERS, 1, head)
+    for _ in range(HTTP2):
+        attackers.append(context.wrap_socket(plain(server), server_hostname="localhost"))
+        attackers[-1].sendall(begin)
+        read_answer(attackers[-1])
+
+
+DATA, HEADERS, SETTINGS, WINDOW_UPDATE = 0, 1, 4, 8
+ACK = END_STREAM = 1
+END_HEADERS = 4
+
+
+def frame(kind, flags=0, stream=0, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def hpack_text(text):
+    """A string without compression; its length in seven bits, and then in groups of seven."""
+    rest, size = len(text) - 127, bytes([min(len(text), 127)])
+    while rest >= 0:
+        size += bytes([rest % 128 | (0x80 if rest >= 128 else 0)])
+        rest = rest // 128 or -1
+    return size + text.encode()
+
+
+def read_answer(connection):
+    """Frames to the end of the one stream; the settings of the server are taken note of."""
+    with connection.makefile("rb") as stream:
+        while True:
+            header = stream.read(9)
+            if len(header) < 9:
+                raise ConnectionError("closed before the answer")
+            kind, flags = header[3], header[4]
+            stream.read(int.from_bytes(header[:3], "big"))
+            if kind == SETTINGS and not flags & ACK:
+                connection.sendall(frame(SETTINGS, ACK))
+            if kind not in (DATA, HEADERS, SETTINGS, WINDOW_UPDATE):
+                raise ConnectionError(f"a frame of kind {kind}, not an answer")
+            if kind in (DATA, HEADERS) and flags & END_STREAM:
+                return
 
 
 def half_heads(server, attackers):
@@ -151,6 +201,7 @@ ATTACKS = {
     "idle connections, never a byte": (idle, IDLE, {}),
     "idle connections, asked once": (idle_used, IDLE, {}),
     "idle TLS connections, asked once": (idle_tls, IDLE, {"tls": True}),
+    "idle HTTP/2 connections, asked once": (idle_http2, HTTP2, {"tls": True}),
     "heads of 125 KB without an end": (half_heads, 1000, {}),
     "slow readers of replies of 256 KiB": (slow_readers, 1000, {"reply": REPLY}),
     "largest requests and replies, in flight": (largest, 1000, {"backend": SlowBackend}),

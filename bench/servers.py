@@ -37,6 +37,14 @@ def get(url, timeout=15):
         return error.code, error.headers.get("content-type"), error.read().decode()
 
 
+def is_ready(admin):
+    try:
+        return get(f"http://127.0.0.1:{admin}/readyz")[0] == 200
+    # The public listener is there before the admin one.
+    except urllib.error.URLError:
+        return False
+
+
 class Server:
     """A process that listens, and its children."""
 
@@ -202,7 +210,7 @@ backend = {{ url = "http://127.0.0.1:{backend.port}/spi", send = "{send}" }}
                         cores or self.proxy_core, environment, patience=120)
         server.admin, server.config = admin, config
         deadline = time.monotonic() + 120
-        while get(f"http://127.0.0.1:{admin}/readyz")[0] != 200:
+        while not is_ready(admin):
             if time.monotonic() > deadline:
                 sys.exit(f"{name} does not get ready")
             time.sleep(0.005)

@@ -67,10 +67,11 @@ impl Instance {
         let mut public = Vec::new();
         for ListenConfig { name, address, tls, .. } in config.listeners.clone() {
             let wrong = |error: &dyn std::fmt::Display| unusable(&format!("{name}.address = \"{address}\""), error);
-            let listener = Listener::bind(&address, &mut inherited).map_err(|error| wrong(&error))?;
-            let address = listener.address().map_err(|error| wrong(&error))?;
+            // First: it may take a while, and nobody should be let in who has to wait for the rest of it.
             let tls = tls.map(|tls| Acceptors::new(&name, &tls, Arc::clone(&metrics)).map(Arc::new));
             let tls = tls.transpose().map_err(|error| unusable(&format!("{name}.tls"), &error))?;
+            let listener = Listener::bind(&address, &mut inherited).map_err(|error| wrong(&error))?;
+            let address = listener.address().map_err(|error| wrong(&error))?;
             public.push((listener, address, name, tls));
         }
         let mut companion = None;

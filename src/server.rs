@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::listener::Listener;
+use self::pace::Pace;
 use self::proxy::Introductions;
 use self::stream::{Socket, Stream};
 use crate::config::Limits;
@@ -142,12 +143,26 @@ impl Server {
         let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
         let introductions = door.proxy_protocol.then(|| Arc::clone(&self.introductions));
         let (stack, mut phase) = (stack.clone(), phase.clone());
+        // A connection is idle for most of its life. What it waits in then is all that is kept here: an
+        // introduction, a handshake and HTTP/2 have places of their own on the heap, and give them back.
         connections.spawn(async move {
-            let introduced = introduced(socket, peer, introductions, limits.header_timeout, &mut phase).await;
-            if let Some((socket, peer)) = introduced {
-                connection(socket, peer, limits, tls, &metrics, stack, phase).await;
+            let (_place, _running) = (place, running);
+            let (mut socket, mut peer) = (socket, peer);
+            if let Some(introductions) = introductions {
+                let introduced = introduced(&mut socket, peer, &introductions, limits.header_timeout, &mut phase);
+                match Box::pin(introduced).await {
+                    Some(introduced) => peer = introduced,
+                    None => return,
+                }
             }
-            drop((place, running));
+            // Without it a small answer may wait for the acknowledgement of the one before.
+            if socket.set_nodelay().is_err() {
+                return;
+            }
+            match tls {
+                None => http1::serve(Stream::Plain(socket), peer, Pace::new(&limits), stack, phase).await,
+                Some(tls) => Box::pin(secured(socket, peer, limits, tls, metrics, stack, phase)).await,
+            }
         });
     }
 
@@ -166,53 +181,42 @@ impl Server {
     }
 }
 
-/// A connection and whom it is from, where a proxy has to say that; `None` if there is nobody to
-/// serve.
+/// Whom a connection is from, where a proxy has to say that; `None` if there is nobody to serve.
 async fn introduced(
-    mut socket: Socket,
+    socket: &mut Socket,
     peer: Peer,
-    introductions: Option<Arc<Introductions>>,
+    introductions: &Introductions,
     within: Duration,
     phase: &mut watch::Receiver<Phase>,
-) -> Option<(Socket, Peer)> {
-    let Some(introductions) = introductions else { return Some((socket, peer)) };
-    let peer = {
-        let mut introduction = pin!(introductions.introduce(&mut socket, peer, within));
-        let introduced = tokio::select! {
-            peer = introduction.as_mut() => Some(peer?),
-            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
-        };
-        match introduced {
-            Some(peer) => peer,
-            // What has come before the stop is served, although nobody has looked yet.
-            None => timeout(pace::FIRST_BYTE, introduction).await.ok()??,
-        }
+) -> Option<Peer> {
+    let mut introduction = pin!(introductions.introduce(socket, peer, within));
+    let introduced = tokio::select! {
+        peer = introduction.as_mut() => Some(peer?),
+        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
     };
-    Some((socket, peer))
+    match introduced {
+        Some(peer) => Some(peer),
+        // What has come before the stop is served, although nobody has looked yet.
+        None => timeout(pace::FIRST_BYTE, introduction).await.ok()?,
+    }
 }
 
-/// Serves one connection to its end.
-async fn connection<S, B>(
+/// Serves one connection under TLS to its end.
+async fn secured<S, B>(
     socket: Socket,
     peer: Peer,
     limits: Limits,
-    tls: Option<Arc<Acceptors>>,
-    metrics: &Metrics,
+    tls: Arc<Acceptors>,
+    metrics: Arc<Metrics>,
     stack: S,
     phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    // Without it a small answer may wait for the acknowledgement of the one before.
-    if socket.set_nodelay().is_err() {
-        return;
-    }
-    let Some(tls) = tls else {
-        return http1::serve(Stream::Plain(socket), peer, limits, stack, phase).await;
-    };
-    let stream = match timeout(limits.header_timeout, tls.current().accept(socket)).await {
-        Ok(Ok(stream)) => stream,
+    let handshake = Box::pin(timeout(limits.header_timeout, tls.current().accept(socket)));
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => Box::new(stream),
         failed => {
             let reason = match &failed {
                 Err(_) => "timeout",
@@ -230,17 +234,14 @@ async fn connection<S, B>(
             return;
         }
     };
-    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::H2);
+    if stream.get_ref().1.alpn_protocol() != Some(tls::H2) {
+        return http1::serve(Stream::Tls(stream), peer, Pace::new(&limits), stack, phase).await;
+    }
     // A client that has not read GOAWAY yet may be writing a request: it must not meet a closed port.
-    let lingering = is_http2.then(|| stream.get_ref().0.duplicate().ok()).flatten();
-    let stream = Stream::Tls(Box::new(stream));
-    if is_http2 {
-        http2::serve(stream, peer, limits, stack, phase).await;
-        if let Some(socket) = lingering {
-            let _ = timeout(LINGER, socket.linger()).await;
-        }
-    } else {
-        http1::serve(stream, peer, limits, stack, phase).await;
+    let lingering = stream.get_ref().0.duplicate().ok();
+    Box::pin(http2::serve(Stream::Tls(stream), peer, limits, stack, phase)).await;
+    if let Some(socket) = lingering {
+        let _ = timeout(LINGER, socket.linger()).await;
     }
 }
 

@@ -21,9 +21,11 @@ use self::traces::Traces;
 use crate::config::Config;
 use crate::config::raw::LogFormat;
 
-/// Lines of each kind that wait for a slow standard output; further ones are dropped rather than
-/// kept in memory or waited for.
-const BUFFERED_LINES: usize = 8_192;
+/// Access lines that wait for a slow standard output; further ones are dropped rather than kept in
+/// memory or waited for.
+const WAITING_LINES: usize = 8_192;
+/// Events that wait likewise. They are far fewer, and a queue takes its room when it is made.
+const WAITING_EVENTS: usize = 1_024;
 
 /// Whose events are logged and whose spans are traced: this crate's.
 const OURS: &str = env!("CARGO_CRATE_NAME");
@@ -51,8 +53,8 @@ impl Telemetry {
     }
 }
 
-fn queue() -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).finish(io::stdout())
+fn queue(lines: usize) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(lines).finish(io::stdout())
 }
 
 /// Sets logging and traces up for the process, whose runtime this is.
@@ -62,7 +64,7 @@ fn queue() -> (NonBlocking, WorkerGuard) {
 pub fn init(config: &Config, runtime: &Handle) -> Result<Telemetry, String> {
     // Anybody can cause access lines; they must not push out what needs the operator. Each line is
     // one write, so the two do not cut into each other.
-    let ((out, access_guard), (events, events_guard)) = (queue(), queue());
+    let ((out, access_guard), (events, events_guard)) = (queue(WAITING_LINES), queue(WAITING_EVENTS));
     let dropped = [out.error_counter(), events.error_counter()];
     let (levels, filter) = Levels::new(config.log.level);
     // Spans are stops of a request, and below the usual level: their ends say how long each took.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use aws_lc_rs::rand;
 use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -51,6 +52,9 @@ pub fn client_config(tls: &BackendTls) -> Result<ClientConfig, Wrong> {
 /// What is wrong with the settings.
 pub(super) fn connector(tls: &BackendTls) -> Result<TlsConnector, String> {
     let config = client_config(tls).map_err(|Wrong { key, what }| format!("{key} {what}"))?;
+    // The library's random numbers take 30 ms to begin with: now, and not when an order waits for the
+    // first handshake. Whoever needs them and gets none fails then.
+    let _ = rand::fill(&mut [0]);
     Ok(TlsConnector::from(Arc::new(config)))
 }
 

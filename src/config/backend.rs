@@ -266,8 +266,10 @@ impl Validator<'_> {
 
     /// Whether the TLS settings can be used, and are.
     fn tls_fits(&mut self, at: &str, backend: &BackendConfig) {
-        // Wrong files are told also where no URL needs them yet.
-        if let Err(wrong) = tls::client_config(&backend.tls) {
+        // Wrong files are told also where no URL needs them yet; without any, nothing can be wrong, and
+        // the system's roots need not be read before somebody trusts them.
+        let has_files = backend.tls.ca_pem.is_some() || backend.tls.identity.is_some();
+        if has_files && let Err(wrong) = tls::client_config(&backend.tls) {
             self.problem(&format!("{at}.{}", wrong.key), &wrong.what);
         }
         if let Some(name) = &backend.tls.server_name

@@ -10,9 +10,10 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, Nonce, RandomizedNonceKey};
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
 use sha2::Sha256;
@@ -34,6 +35,10 @@ const WRAPPER_BYTES: usize = 16;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
+
+/// Data keys that are written together: a store may make all of them durable by one flush, and a start
+/// with hundreds of apps would else wait for as many.
+const TOGETHER: usize = 64;
 
 /// How long a data key that cannot be opened is taken for lost without another look. Another
 /// gateway may wrap it anew in the meantime; thousands of lost replies must not be as many reads.
@@ -149,15 +154,14 @@ impl Vault {
             let state = self.read();
             (Arc::clone(&state.wrapping), state.opened.clone())
         };
-        let mut newest = HashMap::new();
+        let mut in_use = Vec::new();
         let mut locked = BTreeMap::new();
         for data_key in &stored {
             match opened.get(&data_key.id) {
                 Some(key) => {
                     let wraps = wrapping.wraps(&data_key.app, &key.bytes, &data_key.wraps)?;
                     if !wraps.is_empty() {
-                        store.put_wraps(data_key.id, wraps, now).await?;
-                        newest.insert(data_key.app.clone(), Arc::clone(key));
+                        in_use.push((Arc::clone(key), wraps));
                     }
                 }
                 None if wrapping.apps.contains_key(&data_key.app) => {
@@ -167,15 +171,26 @@ impl Vault {
                 None => {}
             }
         }
+        for some in in_use.chunks(TOGETHER) {
+            try_join_all(some.iter().map(|(key, wraps)| store.put_wraps(key.number, wraps.clone(), now))).await?;
+        }
+        let mut newest: HashMap<_, _> = in_use.into_iter().map(|(key, _)| (key.app.clone(), key)).collect();
         let without = wrapping.apps.keys().filter(|&app| !newest.contains_key(app)).cloned().collect::<Vec<_>>();
-        for app in without {
-            let bytes = random_key()?;
-            let wraps = wrapping.wraps(&app, &bytes, &[])?;
-            if wraps.is_empty() {
-                continue;
+        for some in without.chunks(TOGETHER) {
+            let mut made = Vec::new();
+            for app in some {
+                let bytes = random_key()?;
+                let wraps = wrapping.wraps(app, &bytes, &[])?;
+                if !wraps.is_empty() {
+                    made.push((app, bytes, store.add_data_key(app.clone(), wraps, now)));
+                }
             }
-            let number = store.add_data_key(app.clone(), wraps, now).await?;
-            newest.insert(app.clone(), Arc::new(OpenKey::new(number, app, bytes).map_err(unsealable)?));
+            let made = made.into_iter().map(|(app, bytes, added)| async move {
+                let number = added.await?;
+                OpenKey::new(number, app.clone(), bytes).map_err(unsealable)
+            });
+            let made = try_join_all(made).await?;
+            newest.extend(made.into_iter().map(|key| (key.app.clone(), Arc::new(key))));
         }
         let mut state = self.write();
         for key in newest.values() {
@@ -323,12 +338,12 @@ struct OpenKey {
     number: i64,
     app: String,
     bytes: Zeroizing<[u8; KEY_BYTES]>,
-    aead: RandomizedNonceKey,
+    aead: LessSafeKey,
 }
 
 impl OpenKey {
     fn new(number: i64, app: String, bytes: Zeroizing<[u8; KEY_BYTES]>) -> Result<Self, Unspecified> {
-        let aead = RandomizedNonceKey::new(&AES_256_GCM_SIV, &*bytes)?;
+        let aead = sealing_key(&bytes)?;
         Ok(Self { number, app, bytes, aead })
     }
 }
@@ -383,7 +398,7 @@ impl Wrapping {
 /// A key that wraps data keys: derived, so that it says nothing of the key it came from.
 struct Wrapper {
     id: [u8; WRAPPER_BYTES],
-    aead: RandomizedNonceKey,
+    aead: LessSafeKey,
 }
 
 impl Wrapper {
@@ -391,7 +406,7 @@ impl Wrapper {
         let key = derive(secret, WRAP)?;
         let mut id = [0; WRAPPER_BYTES];
         id.copy_from_slice(&derive(secret, WRAPPER)?[..WRAPPER_BYTES]);
-        Some(Self { id, aead: RandomizedNonceKey::new(&AES_256_GCM_SIV, &*key).ok()? })
+        Some(Self { id, aead: sealing_key(&key).ok()? })
     }
 
     fn wrap(&self, app: &str, bytes: &[u8; KEY_BYTES]) -> Result<Wrap, Unspecified> {
@@ -417,19 +432,28 @@ fn random_key() -> Result<Zeroizing<[u8; KEY_BYTES]>, Unavailable> {
     Ok(bytes)
 }
 
+fn sealing_key(bytes: &[u8; KEY_BYTES]) -> Result<LessSafeKey, Unspecified> {
+    UnboundKey::new(&AES_256_GCM_SIV, bytes).map(LessSafeKey::new)
+}
+
 /// Nonce, ciphertext and tag.
-fn seal(aead: &RandomizedNonceKey, bound_to: &[u8], text: &[u8]) -> Result<Vec<u8>, Unspecified> {
+///
+/// The nonce is the kernel's. The library's own random numbers begin with 30 ms of measuring the
+/// processor's jitter, and would make that a part of every start.
+fn seal(aead: &LessSafeKey, bound_to: &[u8], text: &[u8]) -> Result<Vec<u8>, Unspecified> {
+    let mut nonce = [0; NONCE_BYTES];
+    getrandom::fill(&mut nonce).map_err(|_| Unspecified)?;
     let mut sealed = Vec::with_capacity(NONCE_BYTES + text.len() + TAG_BYTES);
-    sealed.extend_from_slice(&[0; NONCE_BYTES]);
+    sealed.extend_from_slice(&nonce);
     sealed.extend_from_slice(text);
-    let (nonce, tag) = aead.seal_in_place_separate_tag(Aad::from(bound_to), &mut sealed[NONCE_BYTES..])?;
-    sealed[..NONCE_BYTES].copy_from_slice(nonce.as_ref());
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    let tag = aead.seal_in_place_separate_tag(nonce, Aad::from(bound_to), &mut sealed[NONCE_BYTES..])?;
     sealed.extend_from_slice(tag.as_ref());
     Ok(sealed)
 }
 
 /// What was sealed; `None` if it was under another key, bound to something else, or is damaged.
-fn open(aead: &RandomizedNonceKey, bound_to: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+fn open(aead: &LessSafeKey, bound_to: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
     let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
     let mut text = sealed.to_vec();
@@ -484,6 +508,20 @@ mod tests {
     struct Counting {
         store: MemoryStore,
         reads: AtomicUsize,
+        /// Writes that wait now, and the most that ever did.
+        writes: AtomicUsize,
+        most_writes: AtomicUsize,
+    }
+
+    impl Counting {
+        /// Takes as long as a flush of the disk: others have a turn meanwhile.
+        async fn write<T>(&self, write: Answer<'_, T>) -> Result<T, Unavailable> {
+            let writes = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most_writes.fetch_max(writes, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            self.writes.fetch_sub(1, Ordering::Relaxed);
+            write.await
+        }
     }
 
     impl Keys for Counting {
@@ -496,10 +534,10 @@ mod tests {
             })
         }
         fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
-            self.store.add_data_key(app, wraps, now)
+            Box::pin(self.write(self.store.add_data_key(app, wraps, now)))
         }
         fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
-            self.store.put_wraps(data_key, wraps, now)
+            Box::pin(self.write(self.store.put_wraps(data_key, wraps, now)))
         }
     }
 
@@ -662,6 +700,18 @@ mod tests {
             assert!(opens(&vault, &store, &ours).await);
         }
         assert_eq!(reads(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_data_keys_of_many_apps_are_written_together() {
+        let store = Counting::default();
+        let apps = || (0..2 * TOGETHER).map(|number| (format!("app-{number}"), vec![Secret::new("a")]));
+        for when in ["made", "said to be in use"] {
+            let locked = Vault::new(apps(), None).unlock(&store, now()).await.unwrap();
+            assert_eq!(locked, [], "{when}");
+            assert_eq!(store.most_writes.swap(0, Ordering::Relaxed), TOGETHER, "{when}");
+            assert_eq!(store.data_keys().await.unwrap().len(), 2 * TOGETHER, "{when}");
+        }
     }
 
     #[tokio::test]

@@ -21,19 +21,18 @@ use super::pace::Pace;
 use super::stream::Stream;
 use super::wire::Wire;
 use super::{MAX_HEAD, Phase};
-use crate::config::Limits;
 use crate::peer::{Arrival, Peer};
 
 /// How often a connection is looked at in a stop: nothing wakes it when it falls idle.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
 /// Serves one connection to its end.
-pub async fn serve<S, B>(stream: Stream, peer: Peer, limits: Limits, stack: S, mut phase: watch::Receiver<Phase>)
+pub async fn serve<S, B>(stream: Stream, peer: Peer, pace: Pace, stack: S, mut phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let pace = &Pace::new(&limits);
+    let pace = &pace;
     let io = TokioIo::new(Wire::new(stream, pace));
     // A connection's requests come one after the other, so one stack serves all of them.
     let stack = RefCell::new(stack);
@@ -56,7 +55,7 @@ where
     let connection =
         http1::Builder::new().header_read_timeout(None).max_buf_size(MAX_HEAD as usize).serve_connection(io, service);
     let mut connection = pin!(connection);
-    let mut check = pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
+    let mut check = pin!(tokio::time::sleep(pace.first_check()));
     // A connection that is taken in a stop hears of it here, too.
     phase.mark_changed();
     let mut stopping = false;

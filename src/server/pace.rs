@@ -108,6 +108,11 @@ impl Pace {
         }
     }
 
+    /// When to ask for the first time.
+    pub fn first_check(&self) -> Duration {
+        self.head.min(self.idle)
+    }
+
     /// When to ask again; `None` if the current limit has passed.
     ///
     /// Never later than a head may take: one that begins right after this call has to be seen in
@@ -115,7 +120,7 @@ impl Pace {
     pub fn next_check(&self) -> Option<Duration> {
         let limit = match self.state.load(Ordering::Relaxed) {
             HEAD | FRESH => self.head,
-            BUSY => return Some(self.head.min(self.idle)),
+            BUSY => return Some(self.first_check()),
             _ => self.idle,
         };
         let spent = self.born.elapsed().saturating_sub(Duration::from_millis(self.since.load(Ordering::Relaxed)));

@@ -14,6 +14,7 @@ use spigate::config::{self, Config};
 use spigate::query::{Lookup, Params};
 use spigate::run::Instance;
 use spigate::server::inherited::Inherited;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::support::dialect;
@@ -41,9 +42,8 @@ fn reading_and_verifying_asks_for_memory_twice_however_many_parameters_there_are
     assert_eq!(verify(&format!("{}{more}", published.query)), (false, 2));
 }
 
-/// What a whole request costs the gateway, its connections kept open: from the bytes that the
-/// kernel hands over to those that it takes. The gateway has this thread, everything else others.
-fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
+/// A gateway in this thread's runtime, before a backend in threads of its own.
+fn running(send: &str) -> (Runtime, Instance, SocketAddr) {
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = backend.local_addr().unwrap();
     thread::spawn(move || {
@@ -55,7 +55,18 @@ fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let instance = runtime.block_on(Instance::start(config, Inherited::default(), None)).unwrap();
     let Address::Tcp(gateway) = instance.listen else { panic!("listens elsewhere") };
-    let request = format!("GET /spi?{query} HTTP/1.1\r\nHost: crm\r\nUser-Agent: Platform/1.0\r\n\r\n");
+    (runtime, instance, gateway)
+}
+
+fn request(query: &str) -> String {
+    format!("GET /spi?{query} HTTP/1.1\r\nHost: crm\r\nUser-Agent: Platform/1.0\r\n\r\n")
+}
+
+/// What a whole request costs the gateway, its connections kept open: from the bytes that the
+/// kernel hands over to those that it takes. The gateway has this thread, everything else others.
+fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
+    let (runtime, _instance, gateway) = running(send);
+    let request = request(query);
     let client = Arc::new(Mutex::new(TcpStream::connect(gateway).unwrap()));
     let status = format!("HTTP/1.1 {status}");
     let requests = |count: u32| {
@@ -103,6 +114,34 @@ fn a_refused_signature_asks_for_memory_as_often_whatever_was_sent() {
     let long = proxied("headers", &format!("{query}{more}"), "401 Unauthorized");
     assert!(short.count_total <= 23, "{} allocations", short.count_total);
     assert!(long.count_total <= short.count_total + 2, "{} and {}", short.count_total, long.count_total);
+}
+
+/// Of this, a page of memory each of hyper's two buffers of 8 KiB is really used by a request of the
+/// usual size; the rest is what the connection's task, its service and the runtime's own records take.
+#[test]
+fn a_connection_that_asked_once_and_is_idle_holds_this_much() {
+    let request = request(&dialect(DIALECT).published[0].query);
+    let (runtime, _instance, gateway) = running("headers");
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let connections = |count: u32| {
+        let (done, is_done) = oneshot::channel();
+        let (open, request) = (Arc::clone(&open), request.clone());
+        thread::spawn(move || {
+            for _ in 0..count {
+                let mut stream = TcpStream::connect(gateway).unwrap();
+                stream.write_all(request.as_bytes()).unwrap();
+                let reply = message(&mut stream).unwrap();
+                assert!(reply.starts_with("HTTP/1.1 200 OK"), "{reply}");
+                open.lock().unwrap().push(stream);
+            }
+            done.send(()).unwrap();
+        });
+        measure(|| runtime.block_on(is_done).unwrap()).bytes_current
+    };
+    connections(20);
+    let (few, many) = (connections(COUNT), connections(2 * COUNT));
+    let each = (many - few) / i64::from(COUNT);
+    assert!(each <= 20_600, "{each} bytes");
 }
 
 fn configuration(backend: SocketAddr, send: &str) -> Config {
