@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt as _;
-use futures_util::future::{CatchUnwind, Either, Ready, ready};
+use futures_util::future::CatchUnwind;
 use pin_project_lite::pin_project;
 use prometheus::IntCounter;
 use tower::{Layer, Service};
@@ -57,11 +57,8 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         // Nothing of what a panic may have left half done is looked at again.
-        let answer = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
-        let answer = match answer {
-            Ok(answer) => Either::Left(AssertUnwindSafe(answer).catch_unwind()),
-            Err(panic) => Either::Right(ready(Err(panic))),
-        };
+        let answer = catch_unwind(AssertUnwindSafe(|| self.inner.call(request))).ok();
+        let answer = answer.map(|answer| AssertUnwindSafe(answer).catch_unwind());
         Caught { answer, panics: self.panics.clone() }
     }
 }
@@ -69,8 +66,9 @@ where
 pin_project! {
     /// The future of [`CatchPanic`].
     pub struct Caught<F> {
+        // Nothing if there was a panic before there was a future.
         #[pin]
-        answer: Either<CatchUnwind<AssertUnwindSafe<F>>, Ready<std::thread::Result<Result<Verdict, Infallible>>>>,
+        answer: Option<CatchUnwind<AssertUnwindSafe<F>>>,
         panics: IntCounter,
     }
 }
@@ -80,11 +78,13 @@ impl<F: Future<Output = Result<Verdict, Infallible>>> Future for Caught<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.answer.poll(context).map(|answer| {
-            answer.unwrap_or_else(|_| {
-                this.panics.inc();
-                Ok(Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) })
-            })
-        })
+        let answer = match this.answer.as_pin_mut() {
+            Some(answer) => ready!(answer.poll(context)).ok(),
+            None => None,
+        };
+        Poll::Ready(answer.unwrap_or_else(|| {
+            this.panics.inc();
+            Ok(Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) })
+        }))
     }
 }
