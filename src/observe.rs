@@ -270,8 +270,11 @@ mod tests {
             .layer(TrustLayer)
             .layer(AnswerLayer::new(observer))
             .layer(CatchPanicLayer::new(&metrics.panics))
-            .service(service_fn(async |_: Request<Arrival>| -> Result<Verdict, Infallible> {
-                panic!("a bug that knows a secret")
+            .service(service_fn(|_: Request<Arrival>| async {
+                // A condition, or the future had no value to answer with.
+                let is_buggy = true;
+                assert!(!is_buggy, "a bug that knows a secret");
+                Ok::<Verdict, Infallible>(Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) })
             }));
         for count in 1..=2 {
             let arrival = Arrival::now(Peer::default(), &Empty::<Bytes>::new());
