@@ -88,3 +88,36 @@ impl<F: Future<Output = Result<Verdict, Infallible>>> Future for Caught<F> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+
+    use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::delivery::Outcome;
+
+    #[tokio::test]
+    async fn a_panic_is_counted_wherever_it_is_and_nothing_else_is() {
+        let panics = IntCounter::new("panics", "Panics.").unwrap();
+        let layer = CatchPanicLayer::new(&panics);
+        let fine = || Verdict {
+            exchange: Exchange { outcome: Some(Outcome::Delivered), ..Exchange::default() },
+            result: Err(Rejection::UnknownApp),
+        };
+        let inner = service_fn(|()| async { Ok::<_, Infallible>(fine()) });
+        let verdict = ServiceBuilder::new().layer(layer.clone()).service(inner).oneshot(()).await;
+        let Ok(Verdict { exchange, result }) = verdict;
+        assert!(matches!((exchange.outcome, result), (Some(Outcome::Delivered), Err(Rejection::UnknownApp))));
+        assert_eq!(panics.get(), 0);
+
+        let inner = service_fn(|()| -> Ready<Result<Verdict, Infallible>> { panic!("before its future") });
+        let Ok(verdict) = ServiceBuilder::new().layer(layer.clone()).service(inner).oneshot(()).await;
+        assert!(matches!(verdict.result, Err(Rejection::Internal)));
+        let inner = service_fn(|()| ready(()).map(|()| -> Result<Verdict, Infallible> { panic!("in its future") }));
+        let Ok(verdict) = ServiceBuilder::new().layer(layer).service(inner).oneshot(()).await;
+        assert!(matches!(verdict.result, Err(Rejection::Internal)));
+        assert_eq!(panics.get(), 2);
+    }
+}
