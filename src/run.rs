@@ -167,8 +167,9 @@ impl Instance {
     pub async fn stop(self) {
         let ShutdownConfig { delay, grace } = self.live.served.borrow().shutdown;
         tracing::info!(delay = units::show_duration(delay), "stopping: not ready any more");
-        self.ready.send_replace(false);
+        // In this order: whoever has seen that it is not ready finds that clients are asked to leave.
         self.phase.send_replace(Phase::Leaving);
+        self.ready.send_replace(false);
         tokio::time::sleep(delay).await;
         self.phase.send_replace(Phase::Stopping);
         let drained = async {

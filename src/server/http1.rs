@@ -61,16 +61,9 @@ where
     let mut stopping = false;
     loop {
         tokio::select! {
-            // An error here is the peer's: a broken connection or a head that was refused.
-            _ = connection.as_mut() => return,
-            () = check.as_mut() => match pace.next_check() {
-                Some(next) => {
-                    let next = if stopping { next.min(STOP_CHECK) } else { next };
-                    check.as_mut().reset(Instant::now() + next);
-                }
-                // Too slow: closing is all that is owed.
-                None => return,
-            },
+            // In this order: what is answered from now on says that it is the last, and what has come in
+            // time is read before the time is looked at.
+            biased;
             changed = phase.changed(), if !stopping => {
                 let now = if changed.is_ok() { *phase.borrow_and_update() } else { Phase::Stopping };
                 if now >= Phase::Leaving {
@@ -83,6 +76,16 @@ where
                     check.as_mut().reset(Instant::now() + STOP_CHECK);
                 }
             }
+            // An error here is the peer's: a broken connection or a head that was refused.
+            _ = connection.as_mut() => return,
+            () = check.as_mut() => match pace.next_check() {
+                Some(next) => {
+                    let next = if stopping { next.min(STOP_CHECK) } else { next };
+                    check.as_mut().reset(Instant::now() + next);
+                }
+                // Too slow: closing is all that is owed.
+                None => return,
+            },
         }
     }
 }
