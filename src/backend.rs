@@ -213,6 +213,7 @@ impl Causes {
 }
 
 /// An error and its sources, in one line.
+#[cfg(any(feature = "postgres", feature = "otel"))]
 pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
