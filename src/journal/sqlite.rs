@@ -5,6 +5,7 @@
 //! one reads what operators ask for (`browse.rs`). Whoever looks from outside (`spigate journal`) opens the same file beside the serving process.
 
 mod browse;
+mod queue;
 mod recent;
 mod rows;
 mod schema;

@@ -7,26 +7,16 @@
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::queue::{self, Receiver, Sender, Turn};
 use super::session::Session;
 use crate::journal::store::{Answer, Unavailable};
-
-/// Most jobs in one transaction: bounds how long the first of them waits.
-const LARGEST_BATCH: usize = 512;
-
-/// How long what nobody waits for may be put off.
-const LAZINESS: Duration = Duration::from_millis(100);
-
-/// Jobs that are many: so many lazy ones are put off no longer, and among so many others they do not
-/// count.
-const MANY: usize = 64;
 
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
@@ -34,36 +24,21 @@ pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
 /// Says whether what is written now will be found again.
 pub(super) type Check = Box<dyn Fn() -> Result<(), Unavailable> + Send>;
 
-/// A thread with a connection. It ends when the last handle is gone.
-#[derive(Clone)]
+/// A thread with a connection. It ends when this is gone, and everything asked and told is done.
 pub(super) struct Worker {
-    jobs: mpsc::Sender<Box<dyn Job>>,
+    jobs: Sender<Box<dyn Job>>,
 }
 
 /// Something to do with the connection. It may be done twice if the first try was undone.
 trait Job: Send {
     fn run(&mut self, session: &Session<'_>) -> rusqlite::Result<()>;
     fn conclude(self: Box<Self>, result: Result<(), Unavailable>);
-    /// When it has its turn.
-    fn turn(&self) -> Turn;
     /// Whether somebody waited for it, and does so no more.
     fn is_given_up(&self) -> bool;
 }
 
-/// When a job has its turn.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// After all that came before it.
-    InOrder,
-    /// Nobody waits for it, so it may be overtaken for a while.
-    Lazy,
-    /// Soon, and it does not matter to it whether what is lazy was done.
-    Ahead,
-}
-
 struct Work<F, T> {
     work: F,
-    turn: Turn,
     result: Option<T>,
     reply: Option<oneshot::Sender<Result<T, Unavailable>>>,
 }
@@ -86,10 +61,6 @@ where
         }
     }
 
-    fn turn(&self) -> Turn {
-        self.turn
-    }
-
     fn is_given_up(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
@@ -102,8 +73,8 @@ impl Worker {
         let answers = Answers(Handle::try_current().ok());
         Self::spawn("journal-write", move |queue| {
             let session = Session::new(&connection);
-            let (mut batch, mut put_off) = (Vec::new(), PutOff::default());
-            while gather(&queue, &mut batch, &mut put_off) {
+            let mut batch = Vec::new();
+            while queue.gather(&mut batch) {
                 on_batch(batch.len());
                 match check() {
                     Ok(()) => write(&session, &mut batch, &answers),
@@ -123,7 +94,7 @@ impl Worker {
     pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
         Self::spawn(name, move |queue| {
             let session = Session::new(&connection);
-            while let Ok(mut job) = queue.recv() {
+            while let Some(mut job) = queue.next() {
                 if job.is_given_up() {
                     continue;
                 }
@@ -133,8 +104,8 @@ impl Worker {
         })
     }
 
-    fn spawn(name: &str, run: impl FnOnce(mpsc::Receiver<Box<dyn Job>>) + Send + 'static) -> Result<Self, String> {
-        let (jobs, queue) = mpsc::channel();
+    fn spawn(name: &str, run: impl FnOnce(Receiver<Box<dyn Job>>) + Send + 'static) -> Result<Self, String> {
+        let (jobs, queue) = queue::queue();
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || run(queue));
         spawned.map_err(|error| format!("no thread for the journal: {error}"))?;
         Ok(Self { jobs })
@@ -159,7 +130,7 @@ impl Worker {
     /// Does something soon; nobody waits for it.
     pub(super) fn tell(&self, work: impl FnMut(&Session<'_>) -> rusqlite::Result<()> + Send + 'static) {
         // Without its thread the journal answers nobody any more, and says so to those who ask.
-        let _ = self.jobs.send(Box::new(Work { work, turn: Turn::Lazy, result: None, reply: None }));
+        let _ = self.jobs.send(Turn::Lazy, Box::new(Work { work, result: None, reply: None }));
     }
 
     fn send<T: Send + 'static>(
@@ -168,74 +139,13 @@ impl Worker {
         turn: Turn,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(Box::new(Work { work, turn, result: None, reply: Some(reply) }));
+        let sent = self.jobs.send(turn, Box::new(Work { work, result: None, reply: Some(reply) }));
         Box::pin(async move {
             let ended = || Unavailable::new("the journal's thread has ended");
             sent.map_err(|_| ended())?;
             answer.await.map_err(|_| ended())?
         })
     }
-}
-
-/// Jobs that nobody waits for, kept back for a batch that has nothing better to do.
-#[derive(Default)]
-struct PutOff {
-    jobs: Vec<Box<dyn Job>>,
-    /// Until when.
-    until: Option<Instant>,
-}
-
-impl PutOff {
-    fn put(&mut self, job: Box<dyn Job>) {
-        self.until.get_or_insert_with(|| Instant::now() + LAZINESS);
-        self.jobs.push(job);
-    }
-
-    /// Whether it can no longer be put off.
-    fn is_due(&self) -> bool {
-        self.jobs.len() >= MANY || self.until.is_some_and(|until| until <= Instant::now())
-    }
-
-    /// Has its jobs done before those of the batch: each may be about what came to be before it was told.
-    fn join(&mut self, batch: &mut Vec<Box<dyn Job>>) {
-        self.until = None;
-        batch.splice(..0, self.jobs.drain(..));
-    }
-}
-
-/// Waits for jobs, and takes all that are there; `false` when there will be no more.
-fn gather(queue: &mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>, put_off: &mut PutOff) -> bool {
-    let (mut in_order, mut has_yielded) = (false, false);
-    while batch.len() < LARGEST_BATCH {
-        let next = if !batch.is_empty() {
-            let next = queue.try_recv().ok();
-            if next.is_none() && !has_yielded {
-                // Whoever has a job at hand and waits for this core may hand it in. If nobody does,
-                // this costs nothing.
-                has_yielded = true;
-                thread::yield_now();
-                continue;
-            }
-            next
-        } else if let Some(until) = put_off.until {
-            queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-        } else {
-            queue.recv().ok()
-        };
-        let Some(job) = next else { break };
-        match job.turn() {
-            Turn::Lazy if put_off.jobs.len() < LARGEST_BATCH => put_off.put(job),
-            turn => {
-                in_order |= turn != Turn::Ahead;
-                batch.push(job);
-            }
-        }
-    }
-    // A flush that many wait for takes them along.
-    if in_order || batch.is_empty() || batch.len() >= MANY || put_off.is_due() {
-        put_off.join(batch);
-    }
-    !batch.is_empty()
 }
 
 /// Does all jobs in one transaction. If one of them is to blame for a failure, the others do not
@@ -323,6 +233,8 @@ fn is_about_the_disk(error: &rusqlite::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     fn writer() -> Worker {
