@@ -13,6 +13,7 @@ pub mod clock;
 pub mod companion;
 pub mod config;
 pub mod delivery;
+pub mod detach;
 pub mod diagnosis;
 pub mod dialect;
 pub mod exchange;

@@ -1,10 +1,11 @@
 //! Seventh stop and eleventh: claim the delivery in the journal, and record how it ended.
 //!
-//! The first copy of an order claims it, and its attempt runs in a task of its own: whoever
-//! hangs up or runs into a deadline, the call to the backend goes on and its result is recorded.
+//! The first copy of an order claims it, and its attempt runs apart from the caller (`detach.rs`):
+//! whoever hangs up or runs into a deadline, the call to the backend goes on and its result is
+//! recorded.
 //! Later copies wait for it, here or from another process, and never start another attempt.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tracing::Instrument as _;
 use tracing::field::debug;
 
 use crate::delivery::{Delivery, Outcome};
+use crate::detach::DetachOnDrop;
 use crate::dialect::Dialect;
 use crate::dialect::reply::{ReplyContract, Violation};
 use crate::journal::entry::{Ask, Entry, Reason, State};
@@ -78,7 +80,7 @@ const ABANDON_WITHIN: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What the task that claims tells the caller, once.
+/// What the claim tells the caller, once.
 enum Told {
     /// The answer: of the caller's own attempt, or without one.
     Answer(Delivery),
@@ -124,15 +126,20 @@ impl Deliveries {
             return Err(Rejection::ShuttingDown);
         }
         let deadline = order.deadline;
-        let (tell, told) = oneshot::channel();
+        let (tell, mut told) = oneshot::channel();
         let own = Arc::new(OnceLock::new());
         let waiting = Waiting { tell, attempt: Arc::clone(&own) };
         // A claim that is made must be followed through, so not even the asking may be dropped.
         let span = spans::delivery(&order.ask.request_id);
-        // In a box: what a delivery waits in is large, and would be moved about until it is spawned.
+        // In a box: what a delivery waits in is large, and is moved if the caller goes away.
         let claim = Box::pin(self.clone().claim(order.clone(), attempt, waiting, Box::new(unheard)));
-        self.tasks.spawn(claim.instrument(span));
-        match timeout_at(deadline, told).await {
+        let mut claim = DetachOnDrop::new(claim.instrument(span), &self.tasks);
+        let heard = poll_fn(|context| {
+            // Whether it has ended or not: what counts is what it tells.
+            let _ = claim.poll_unpin(context);
+            told.poll_unpin(context)
+        });
+        match timeout_at(deadline, heard).await {
             Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
             Ok(Ok(Told::Join(entry))) => {
                 // Rare, and too large to make room for in every request.
