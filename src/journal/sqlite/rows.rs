@@ -84,14 +84,16 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     let places = (1..=columns.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     format!("INSERT INTO deliveries ({}) VALUES ({})", columns.join(", "), places.join(", "))
 });
-/// The same for the first claim of an entry, of which little is known yet. It takes the room that an
-/// end mostly needs, so that rows which have filled a page need not be moved when they grow.
+/// The same for the first claim of an entry, of which little is known yet, unless there is one. It
+/// takes the room that an end mostly needs, so that rows which have filled a page need not be moved
+/// when they grow.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
     let places = (1..=FIXED.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     let (columns, places) = (FIXED.join(", "), places.join(", "));
     format!(
         "INSERT INTO deliveries ({columns}, began_at, changed_at, number, doubt, state, waiting, room, gateway, claim, \
-         request_id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16)"
+         request_id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16) \
+         ON CONFLICT (key) DO NOTHING"
     )
 });
 // What it owns, it owns for good.
@@ -192,8 +194,8 @@ pub(super) enum Place {
     Running(i64),
 }
 
-/// Writes an entry. Says in which row, or that the row is not as it should be. `owns` says that
-/// the instance that it names is its own from now on.
+/// Writes an entry. Says in which row, or that the row is not as it should be, or that there is one
+/// already. `owns` says that the instance that it names is its own from now on.
 pub(super) fn put_entry(
     session: &Session<'_>,
     place: Place,
@@ -219,8 +221,8 @@ pub(super) fn put_entry(
     let claimant_of = params![claimant.gateway, claimant.number, request_id];
     if matches!(place, Place::New) && is_first_claim(entry) {
         let claim = [fixed, claimant_of].concat();
-        session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
-        return Ok(Some(session.last_insert_rowid()));
+        let written = session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
+        return Ok((written == 1).then(|| session.last_insert_rowid()));
     }
     let owns = owns.then_some(true);
     let ending = params![

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::rows::{self, Place};
+use super::rows::{self, Numbered, Place};
 use super::session::Session;
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
@@ -13,34 +13,54 @@ use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Fini
 use crate::journal::store::{Counts, DataKey, Pruned, Resolved, Retention, Wrap};
 
 pub(super) fn claim(session: &Session<'_>, ask: &Ask) -> rusqlite::Result<Claimed> {
+    // Nearly always nobody has asked before, and writing it finds out whether somebody has.
+    let mut is_to_look = ask.lookalike.is_some();
     loop {
         let cycle = match (ask.lifecycle, &ask.instance_id) {
             (Lifecycle::Ends { .. }, Some(instance)) => cycle(session, &ask.app, instance)?,
             _ => 0,
         };
         let key = ask.base.in_cycle(cycle);
-        let mut known = rows::entry_at(session, &key)?;
-        if known.is_none()
-            && let Some(lookalike) = &ask.lookalike
-        {
-            known = rows::entry_of_alias(session, &key)?;
-            if known.is_none() {
-                known = rows::unanswered_lookalike(session, lookalike)?;
-            }
+        let known = if is_to_look { find(session, ask, &key)? } else { None };
+        if let Some(claimed) = claim_at(session, known, ask, key, cycle)? {
+            return Ok(claimed);
         }
-        let (row, entry) = known.unzip();
-        // One process, whose lease cannot be lost while it asks.
-        match machine::claim(entry, false, ask, key, cycle) {
-            Step::Decided(claimed, change) => {
-                let row = write(session, row.map_or(Place::New, Place::Row), &claimed.entry, &change)?;
-                if let (Decision::Forward, Some(row)) = (claimed.decision, row) {
-                    session.recent.claimed(row, &claimed.entry);
-                }
-                return Ok(claimed);
-            }
-            Step::NextCycle => raise(session, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?,
-        }
+        is_to_look = true;
     }
+}
+
+/// The entry that a claim is about.
+fn find(session: &Session<'_>, ask: &Ask, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
+    let known = rows::entry_at(session, key)?;
+    let (None, Some(lookalike)) = (&known, &ask.lookalike) else { return Ok(known) };
+    let alias = rows::entry_of_alias(session, key)?;
+    if alias.is_some() { Ok(alias) } else { rows::unanswered_lookalike(session, lookalike) }
+}
+
+/// Claims, given what is known. `None`: more is known by now, or the next cycle has begun.
+fn claim_at(
+    session: &Session<'_>,
+    known: Option<Numbered>,
+    ask: &Ask,
+    key: DeliveryKey,
+    cycle: u32,
+) -> rusqlite::Result<Option<Claimed>> {
+    let (row, entry) = known.unzip();
+    // One process, whose lease cannot be lost while it asks.
+    let (claimed, change) = match machine::claim(entry, false, ask, key, cycle) {
+        Step::Decided(claimed, change) => (claimed, change),
+        Step::NextCycle => {
+            raise(session, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?;
+            return Ok(None);
+        }
+    };
+    let Some(row) = write(session, row.map_or(Place::New, Place::Row), &claimed.entry, &change)? else {
+        return Ok(None);
+    };
+    if claimed.decision == Decision::Forward {
+        session.recent.claimed(row, &claimed.entry);
+    }
+    Ok(Some(claimed))
 }
 
 pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Finished, Arc<Entry>)> {
