@@ -136,7 +136,7 @@ def fill(journal, size):
         made = database.execute("SELECT count(*) FROM deliveries").fetchone()[0]
         if not size:
             # None at all: what the seed made is forgotten.
-            for table in ("deliveries", "attempts", "aliases", "instances"):
+            for table in ("deliveries", "keys", "attempts", "aliases", "instances"):
                 database.execute(f"DELETE FROM {table}")
             return
         columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)")]
@@ -155,9 +155,17 @@ def fill(journal, size):
                 f"""INSERT INTO deliveries ({", ".join(columns)})
                     WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?2)
                     SELECT {picked} FROM n JOIN deliveries d ON d.id = 1 + n.n % 1000""", [first, step])
+            index(database)
             database.execute("COMMIT")
             made += step
             first += step
+
+
+def index(database):
+    """Puts the keys of all deliveries into their index, as the next start would."""
+    database.execute("INSERT INTO keys (key, delivery) SELECT key, id FROM deliveries "
+                     "WHERE id > (SELECT through FROM indexed) ORDER BY key")
+    database.execute("UPDATE indexed SET through = (SELECT max(id) FROM deliveries)")
 
 
 SERIES = {

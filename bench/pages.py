@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 
+from growth import index
 from load import Load
 from orders import CREATE, now, sign
 from servers import House, get
@@ -52,6 +53,7 @@ def fill(journal, count):
     database.execute("PRAGMA cache_size = -400000")
     with database:
         database.execute(FILL, {"count": count, "begin": begin, "step": step})
+        index(database)
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     rows = database.execute(
         "SELECT order_id, made_instance, user_id, lower(hex(substr(key, 1, 16))) FROM deliveries "

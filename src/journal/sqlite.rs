@@ -5,6 +5,7 @@
 //! one reads what operators ask for (`browse.rs`). Whoever looks from outside (`spigate journal`) opens the same file beside the serving process.
 
 mod browse;
+mod keys;
 mod queue;
 mod recent;
 mod rows;
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 
+use self::keys::Latest;
 use self::schema::MigrationError;
 use self::session::Session;
 use self::worker::Worker;
@@ -95,23 +97,26 @@ impl SqliteStore {
         let current = if lock.is_some() { schema::migrate(&connection) } else { schema::check(&connection) };
         current.map_err(explain)?;
         let now = clock::now();
-        let taken_over = if lock.is_some() {
-            let taken_over = || {
+        let (taken_over, latest) = if lock.is_some() {
+            let begin = || {
+                // Whoever writes needs the index of keys at hand.
+                connection.execute_batch("PRAGMA cache_size = -8192")?;
+                let latest = Latest::after_the_indexed(&connection)?;
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;
-                let taken_over = tables::take_over(&Session::new(&connection), now)?;
+                let taken_over = tables::take_over(&Session::new(&connection, None), now)?;
                 connection.execute_batch("COMMIT")?;
-                Ok(taken_over)
+                Ok((taken_over, Some(latest)))
             };
-            taken_over().map_err(|error: rusqlite::Error| explain(error.into()))?
+            begin().map_err(|error: rusqlite::Error| explain(error.into()))?
         } else {
-            0
+            (0, None)
         };
         let (reading, browsing) = (connect(path).map_err(explain)?, connect(path).map_err(explain)?);
         let files = Files::of(path);
         Ok(Self {
-            writer: Worker::writer(connection, on_batch, Box::new(move || files.check()))?,
+            writer: Worker::writer(connection, latest, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader("journal-read", reading)?,
             browser: Worker::reader("journal-browse", browsing)?,
             taken_over,

@@ -119,7 +119,7 @@ fn access(filter: &Filter) -> (&'static str, Condition) {
     const EVENTFUL: (&str, &str) = ("deliveries INDEXED BY deliveries_eventful", EVENTFUL_ONLY);
     let text = |condition: &str, text: &String| (condition.to_owned(), vec![Value::Text(text.clone())]);
     if let Some((first, last)) = filter.id.as_deref().and_then(keys) {
-        let keys = [first, last].map(|key| Value::Blob(key.to_vec())).to_vec();
+        let keys = [first, last, first, last].map(|key| Value::Blob(key.to_vec())).to_vec();
         return (ALL, (BY_KEY.to_owned(), keys));
     }
     if let Some(order) = &filter.order_id {
@@ -151,8 +151,10 @@ fn access(filter: &Filter) -> (&'static str, Condition) {
 const EVENTFUL_ONLY: &str = "(number > 1 OR outcome <> 'confirmed')";
 const UNANSWERED: &str = "state = 'done' AND answered_at IS NULL";
 const BY_INSTANCE: &str = "(instance_id = ? OR made_instance = ?)";
-/// In a query of its own, because rows are wanted in their order and found by their keys.
-const BY_KEY: &str = "id IN (SELECT id FROM deliveries WHERE key BETWEEN ? AND ?)";
+/// In a query of its own, because rows are wanted in their order and found by their keys; those that
+/// are not in the index of keys yet are the last (`keys.rs`).
+const BY_KEY: &str = "id IN (SELECT delivery FROM keys WHERE key BETWEEN ? AND ? UNION ALL
+                      SELECT id FROM deliveries WHERE id > (SELECT through FROM indexed) AND key BETWEEN ? AND ?)";
 
 /// What the database can judge of a filter without an entry being read; [`Filter::fits`] judges
 /// all of it.

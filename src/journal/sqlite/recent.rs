@@ -1,9 +1,9 @@
 //! What was written a moment ago, so that it need not be read again.
 //!
-//! A delivery is claimed, ends and is answered within moments: three operations on one row. This
-//! remembers the row between them. It may be wrong (a transaction was undone, somebody else has
-//! changed the row), so whoever uses it writes on the condition that the row still is as it is
-//! remembered, and else reads it.
+//! A delivery is claimed and ends within moments: two operations on one row. This remembers the row
+//! between them. It may be wrong (a transaction was undone, somebody else has changed the row), so
+//! whoever uses it writes on the condition that the row still is as it is remembered, and else reads
+//! it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,20 +12,23 @@ use std::sync::Arc;
 use crate::journal::entry::{End, Entry};
 use crate::journal::key::DeliveryKey;
 
-/// How many of either kind are remembered. More are in flight only while nothing can be recorded.
+/// How many are remembered. More are in flight only while nothing can be recorded.
 const MOST: usize = 4096;
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Recent {
     claimed: RefCell<HashMap<DeliveryKey, (i64, Arc<Entry>)>>,
-    ended: RefCell<HashMap<DeliveryKey, i64>>,
 }
 
 impl Recent {
     /// A claim was written.
     pub(super) fn claimed(&self, row: i64, entry: &Arc<Entry>) {
-        put(&self.claimed, entry.key, (row, Arc::clone(entry)));
+        let mut claimed = self.claimed.borrow_mut();
+        if claimed.len() >= MOST {
+            claimed.clear();
+        }
+        claimed.insert(entry.key, (row, Arc::clone(entry)));
     }
 
     /// The claim that this is the end of; only once.
@@ -34,22 +37,4 @@ impl Recent {
         let latest = &entry.latest;
         (latest.number == end.attempt && latest.claimant == end.ask.claimant).then_some((row, entry))
     }
-
-    /// An end was written.
-    pub(super) fn ended(&self, row: i64, key: DeliveryKey) {
-        put(&self.ended, key, row);
-    }
-
-    /// The row of a delivery that has ended; only once.
-    pub(super) fn row_of(&self, key: &DeliveryKey) -> Option<i64> {
-        self.ended.borrow_mut().remove(key)
-    }
-}
-
-fn put<T>(into: &RefCell<HashMap<DeliveryKey, T>>, key: DeliveryKey, value: T) {
-    let mut known = into.borrow_mut();
-    if known.len() >= MOST {
-        known.clear();
-    }
-    known.insert(key, value);
 }

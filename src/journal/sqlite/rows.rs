@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
 
+use super::keys;
 use super::session::Session;
 use crate::journal::entry::{
     Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
@@ -80,20 +81,18 @@ const ROOM: usize = 400;
 
 // By position: SQLite looks names up one by one.
 static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let columns = [&ENDING[..], &CHANGING[..], &FIXED[..], &["owns"]].concat();
+    let columns = [&ENDING[..], &CHANGING[..], &FIXED[..], &["owns", "id"]].concat();
     let places = (1..=columns.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     format!("INSERT INTO deliveries ({}) VALUES ({})", columns.join(", "), places.join(", "))
 });
-/// The same for the first claim of an entry, of which little is known yet, unless there is one. It
-/// takes the room that an end mostly needs, so that rows which have filled a page need not be moved
-/// when they grow.
+/// The same for the first claim of an entry, of which little is known yet. It takes the room that an
+/// end mostly needs, so that rows which have filled a page need not be moved when they grow.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
     let places = (1..=FIXED.len()).map(|place| format!("?{place}")).collect::<Vec<_>>();
     let (columns, places) = (FIXED.join(", "), places.join(", "));
     format!(
         "INSERT INTO deliveries ({columns}, began_at, changed_at, number, doubt, state, waiting, room, gateway, claim, \
-         request_id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16) \
-         ON CONFLICT (key) DO NOTHING"
+         request_id, id) VALUES ({places}, ?13, ?13, 1, 0, 'running', 1, zeroblob({ROOM}), ?14, ?15, ?16, ?17)"
     )
 });
 // What it owns, it owns for good.
@@ -125,8 +124,16 @@ pub(super) type Numbered = (i64, Entry);
 
 /// The entry at a key.
 pub(super) fn entry_at(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
-    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE key = ?1");
-    session.with(&session.entry_at, sql, |statement| statement.query_row([key.as_bytes()], entry_of).optional())
+    let sql = concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE id = ?1 AND key = ?2");
+    loop {
+        let Some(row) = keys::row_of(session, key)? else { return Ok(None) };
+        let values = params![row, key.as_bytes()];
+        let found =
+            session.with(&session.entry_at, sql, |statement| statement.query_row(values, entry_of).optional())?;
+        if found.is_some() || !keys::were_wrong(session, key)? {
+            return Ok(found);
+        }
+    }
 }
 
 /// The entry that a key is an alias of.
@@ -220,9 +227,11 @@ pub(super) fn put_entry(
     ];
     let claimant_of = params![claimant.gateway, claimant.number, request_id];
     if matches!(place, Place::New) && is_first_claim(entry) {
-        let claim = [fixed, claimant_of].concat();
-        let written = session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
-        return Ok((written == 1).then(|| session.last_insert_rowid()));
+        let Some(row) = keys::row_for(session, &entry.key)? else { return Ok(None) };
+        let claim = [fixed, claimant_of, params![row]].concat();
+        session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
+        keys::wrote(session, entry.key, row);
+        return Ok(Some(row));
     }
     let owns = owns.then_some(true);
     let ending = params![
@@ -263,8 +272,10 @@ pub(super) fn put_entry(
     ];
     match place {
         Place::New => {
-            session.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns]].concat())?;
-            Ok(Some(session.last_insert_rowid()))
+            let Some(row) = keys::row_for(session, &entry.key)? else { return Ok(None) };
+            session.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns, row]].concat())?;
+            keys::wrote(session, entry.key, row);
+            Ok(Some(row))
         }
         Place::Row(row) | Place::Running(row) => {
             let sql = match place {

@@ -139,6 +139,76 @@ const STEPS: &[&str] = &[
     DROP INDEX deliveries_unanswered;
     CREATE INDEX deliveries_waiting ON deliveries (id) WHERE waiting IS NOT NULL;
 ",
+    // Keys are indexed in a table of their own, many at a time, up to a mark (`keys.rs`); so the
+    // deliveries are written anew without the index that each of them had to be in at once.
+    "
+    CREATE TABLE keys (
+        key BLOB NOT NULL PRIMARY KEY,
+        delivery INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE indexed (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        through INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO indexed (id, through) VALUES (1, 0);
+
+    ALTER TABLE deliveries RENAME TO former;
+    CREATE TABLE deliveries (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL,
+        origin BLOB NOT NULL,
+        lookalike BLOB,
+        fingerprint BLOB NOT NULL,
+        extras BLOB NOT NULL,
+        app TEXT NOT NULL,
+        action TEXT NOT NULL,
+        debug INTEGER NOT NULL,
+        cycle INTEGER NOT NULL,
+        order_id TEXT,
+        instance_id TEXT,
+        user_id TEXT,
+        received_at INTEGER NOT NULL,
+        changed_at INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        doubt INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        gateway TEXT NOT NULL,
+        claim INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        began_at INTEGER NOT NULL,
+        ended_at INTEGER,
+        outcome TEXT,
+        code TEXT,
+        rule TEXT,
+        detail TEXT,
+        named_instance TEXT,
+        confirmed_at INTEGER,
+        made_instance TEXT,
+        data_key INTEGER,
+        reply BLOB,
+        answered_at INTEGER,
+        decision TEXT,
+        decided_at INTEGER,
+        message TEXT,
+        decided_by TEXT,
+        reason TEXT,
+        waiting INTEGER,
+        owns INTEGER,
+        room BLOB
+    ) STRICT;
+    -- The columns are the same, in the same order.
+    INSERT INTO deliveries SELECT * FROM former ORDER BY id;
+    DROP TABLE former;
+    CREATE INDEX deliveries_by_order ON deliveries (order_id) WHERE order_id IS NOT NULL;
+    CREATE INDEX deliveries_lookalike ON deliveries (lookalike) WHERE lookalike IS NOT NULL;
+    CREATE INDEX deliveries_with_reply ON deliveries (changed_at) WHERE reply IS NOT NULL;
+    CREATE INDEX deliveries_by_instance ON deliveries (instance_id) WHERE instance_id IS NOT NULL;
+    CREATE INDEX deliveries_by_made ON deliveries (made_instance) WHERE made_instance IS NOT NULL;
+    CREATE INDEX deliveries_by_user ON deliveries (user_id) WHERE user_id IS NOT NULL;
+    CREATE INDEX deliveries_by_app ON deliveries (app);
+    CREATE INDEX deliveries_eventful ON deliveries (id) WHERE number > 1 OR outcome <> 'confirmed';
+    CREATE INDEX deliveries_waiting ON deliveries (id) WHERE waiting IS NOT NULL;
+",
 ];
 
 /// Why a file cannot be brought up to date.
@@ -216,7 +286,8 @@ pub(super) fn migrate(connection: &Connection) -> Result<(), MigrationError> {
 mod tests {
     use super::*;
     use crate::journal::entry::State;
-    use crate::journal::key::Origin;
+    use crate::journal::key::{DeliveryKey, Origin};
+    use crate::journal::sqlite::keys::Latest;
     use crate::journal::sqlite::session::Session;
     use crate::journal::sqlite::{browse, rows, tables};
     use crate::journal::store::{Counts, Filter, Which};
@@ -265,7 +336,7 @@ mod tests {
         // And what is new can be written.
         let mut changed = done.entry.clone();
         changed.decision.as_mut().unwrap().by = text("me");
-        rows::put_entry(&Session::new(&connection), rows::Place::Row(done.cursor), &changed, false).unwrap();
+        rows::put_entry(&Session::new(&connection, None), rows::Place::Row(done.cursor), &changed, false).unwrap();
         assert_eq!(find(Filter { order_id: text("o-1"), ..Filter::default() })[0].entry, changed);
     }
 
@@ -297,12 +368,40 @@ mod tests {
         };
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [1, 1]);
         assert_eq!((count(Which::Unanswered), count(Which::State(State::Done))), (1, 2));
-        assert_eq!(tables::take_over(&Session::new(&connection), Timestamp::UNIX_EPOCH).unwrap(), 1);
+        assert_eq!(tables::take_over(&Session::new(&connection, None), Timestamp::UNIX_EPOCH).unwrap(), 1);
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [0, 2]);
-        let session = Session::new(&connection);
+        let session = Session::new(&connection, None);
         let origin = |byte| Origin::from_slice(&[byte; 32]).unwrap();
         assert!(tables::is_taken(&session, "crm", "i-1", &origin(1)).unwrap());
         assert!(!tables::is_taken(&session, "crm", "i-1", &origin(0)).unwrap());
+    }
+
+    /// The fourth step writes the deliveries anew: with the same columns, in the same order, and the same
+    /// indexes, but that of keys.
+    #[test]
+    fn a_file_of_the_third_version_loses_nothing_but_the_index_of_keys_and_gets_it_at_the_next_start() {
+        let connection = first();
+        connection.execute_batch(&STEPS[1..3].concat()).unwrap();
+        connection.pragma_update(None, "user_version", 3).unwrap();
+        let texts = |sql: &str| {
+            let mut statement = connection.prepare(sql).unwrap();
+            let texts = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+            texts.collect::<rusqlite::Result<Vec<_>>>().unwrap()
+        };
+        let columns = "SELECT format('%s %s %d', name, type, \"notnull\") FROM pragma_table_info('deliveries')";
+        let indexes = "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY sql";
+        let rows = "SELECT format('%d %s %s', id, hex(key), coalesce(order_id, '-')) FROM deliveries ORDER BY id";
+        let before = [columns, indexes, rows].map(texts);
+        assert!(migrate(&connection).is_ok() && check(&connection).is_ok());
+        assert_eq!([columns, indexes, rows].map(texts), before);
+        assert_eq!(before.map(|texts| texts.len()), [41, 12, 2]);
+
+        let key = DeliveryKey::from_slice(&[0; 32]).unwrap();
+        let order = |session: &Session<'_>| rows::entry_at(session, &key).unwrap().unwrap().1.order_id;
+        assert_eq!(order(&Session::new(&connection, None)).as_deref(), Some("o-1"));
+        let serving = Session::new(&connection, Some(Latest::after_the_indexed(&connection).unwrap()));
+        assert_eq!(order(&serving).as_deref(), Some("o-1"));
+        assert_eq!(texts("SELECT format('%d', delivery) FROM keys ORDER BY key"), ["1", "2"]);
     }
 
     #[test]

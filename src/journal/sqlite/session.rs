@@ -6,14 +6,18 @@ use std::ops::Deref;
 
 use rusqlite::{Connection, Statement};
 
+use super::keys::Latest;
 use super::recent::Recent;
 
 /// See the module. Used as the connection itself for everything that is rare.
 pub(super) struct Session<'c> {
     connection: &'c Connection,
+    /// Nothing where no deliveries are made.
+    pub(super) latest: Option<Latest>,
     pub(super) recent: Recent,
     pub(super) begin: Kept<'c>,
     pub(super) commit: Kept<'c>,
+    pub(super) row_of: Kept<'c>,
     pub(super) entry_at: Kept<'c>,
     pub(super) claim: Kept<'c>,
     pub(super) end: Kept<'c>,
@@ -22,12 +26,14 @@ pub(super) struct Session<'c> {
 }
 
 impl<'c> Session<'c> {
-    pub(super) fn new(connection: &'c Connection) -> Self {
+    pub(super) fn new(connection: &'c Connection, latest: Option<Latest>) -> Self {
         Self {
             connection,
+            latest,
             recent: Recent::default(),
             begin: Kept::default(),
             commit: Kept::default(),
+            row_of: Kept::default(),
             entry_at: Kept::default(),
             claim: Kept::default(),
             end: Kept::default(),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
+use super::keys;
 use super::rows::{self, Numbered, Place};
 use super::session::Session;
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
@@ -69,7 +70,6 @@ pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Fini
         let taken = names_taken(session, end, &entry.origin)?;
         let (finished, entry, change) = machine::finish(Some(Arc::unwrap_or_clone(entry)), None, taken, end);
         if write(session, Place::Running(row), &entry, &change)?.is_some() {
-            session.recent.ended(row, entry.key);
             return Ok((finished, Arc::new(entry)));
         }
     }
@@ -95,23 +95,20 @@ fn names_taken(session: &Session<'_>, end: &End, origin: &Origin) -> rusqlite::R
 }
 
 /// Notes an answer. What runs, or may have been executed, waits for something else.
-macro_rules! answer {
-    () => {
-        "UPDATE deliveries SET answered_at = ?1, waiting = iif(state IN ('running', 'unconfirmed'), 1, NULL) WHERE "
-    };
-}
+const ANSWER: &str = "UPDATE deliveries
+                      SET answered_at = ?1, waiting = iif(state IN ('running', 'unconfirmed'), 1, NULL)
+                      WHERE id = ?3 AND key = ?2 AND answered_at IS NULL";
 
 pub(super) fn answered(session: &Session<'_>, key: &DeliveryKey, at: Timestamp) -> rusqlite::Result<()> {
-    if let Some(row) = session.recent.row_of(key) {
-        let sql = concat!(answer!(), "id = ?3 AND key = ?2 AND answered_at IS NULL");
+    loop {
+        let Some(row) = keys::row_of(session, key)? else { return Ok(()) };
         let values = (at.as_millisecond(), key.as_bytes(), row);
-        if session.with(&session.answered, sql, |statement| statement.execute(values))? == 1 {
+        let written = session.with(&session.answered, ANSWER, |statement| statement.execute(values))?;
+        // It was answered before, or the row is not its.
+        if written == 1 || !keys::were_wrong(session, key)? {
             return Ok(());
         }
     }
-    let sql = concat!(answer!(), "key = ?2 AND answered_at IS NULL");
-    session.prepare_cached(sql)?.execute((at.as_millisecond(), key.as_bytes()))?;
-    Ok(())
 }
 
 pub(super) fn look(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<Entry>> {
@@ -179,8 +176,11 @@ pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite:
         connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
         connection.prepare_cached("DELETE FROM aliases WHERE delivery = ?1")?.execute([id])?;
         // Whose an instance is goes with the delivery that made it.
-        let sql = "DELETE FROM deliveries WHERE id = ?1 RETURNING owns IS NOT NULL";
-        instances += connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, bool>(0)).map(usize::from)?;
+        let sql = "DELETE FROM deliveries WHERE id = ?1 RETURNING owns IS NOT NULL, key";
+        let removed = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, Vec<u8>>(1)?));
+        let (owned, key) = connection.prepare_cached(sql)?.query_row([id], removed)?;
+        keys::removed(connection, &key, *id)?;
+        instances += usize::from(owned);
     }
     for table in ["instances", "cycles"] {
         instances += connection.prepare_cached(&untouched(table))?.execute((history, batch))?;
@@ -343,7 +343,7 @@ pub(super) mod tests {
     pub(in crate::journal::sqlite) fn filled() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         assert!(schema::migrate(&connection).is_ok());
-        let session = Session::new(&connection);
+        let session = Session::new(&connection, None);
         for number in 0..48_u8 {
             let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
             let key = [number.wrapping_mul(37); 32];
@@ -391,7 +391,7 @@ pub(super) mod tests {
         connection
     }
 
-    fn ask(order: &str) -> std::sync::Arc<Ask> {
+    pub(in crate::journal::sqlite) fn ask(order: &str) -> std::sync::Arc<Ask> {
         let hash = [7; 32];
         std::sync::Arc::new(Ask {
             base: DeliveryKey::from_slice(&hash).unwrap(),
@@ -425,7 +425,7 @@ pub(super) mod tests {
         for undo in ["ROLLBACK", "COMMIT; UPDATE deliveries SET state = 'unconfirmed', request_id = 'another'"] {
             let connection = Connection::open_in_memory().unwrap();
             assert!(schema::migrate(&connection).is_ok());
-            let session = Session::new(&connection);
+            let session = Session::new(&connection, None);
             let ask = ask("o-1");
             connection.execute_batch("BEGIN").unwrap();
             claim(&session, &ask).unwrap();

@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::keys::{self, Latest};
 use super::queue::{self, Receiver, Sender, Turn};
 use super::session::Session;
 use crate::journal::store::{Answer, Unavailable};
@@ -69,15 +70,23 @@ where
 impl Worker {
     /// A thread whose jobs share transactions. `check` is asked before each of them. Answers are given
     /// by the runtime that this is called in.
-    pub(super) fn writer(connection: Connection, on_batch: OnBatch, check: Check) -> Result<Self, String> {
+    pub(super) fn writer(
+        connection: Connection,
+        latest: Option<Latest>,
+        on_batch: OnBatch,
+        check: Check,
+    ) -> Result<Self, String> {
         let answers = Answers(Handle::try_current().ok());
         Self::spawn("journal-write", move |queue| {
-            let session = Session::new(&connection);
+            let session = Session::new(&connection, latest);
             let mut batch = Vec::new();
             while queue.gather(&mut batch) {
                 on_batch(batch.len());
                 match check() {
-                    Ok(()) => write(&session, &mut batch, &answers),
+                    Ok(()) => {
+                        write(&session, &mut batch, &answers);
+                        keys::index_if_many(&session);
+                    }
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
                         // somebody who has both open. If that fails, the loss is told anyway.
@@ -93,7 +102,7 @@ impl Worker {
     /// impatient readers must not keep the others waiting.
     pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
         Self::spawn(name, move |queue| {
-            let session = Session::new(&connection);
+            let session = Session::new(&connection, None);
             while let Some(mut job) = queue.next() {
                 if job.is_given_up() {
                     continue;
@@ -240,7 +249,7 @@ mod tests {
     fn writer() -> Worker {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("CREATE TABLE notes (number INTEGER) STRICT").unwrap();
-        Worker::writer(connection, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
+        Worker::writer(connection, None, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
     }
 
     fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {
