@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 
-use self::keys::Latest;
+use self::keys::{Latest, Maker};
 use self::schema::MigrationError;
 use self::session::Session;
 use self::worker::Worker;
@@ -97,28 +97,28 @@ impl SqliteStore {
         let current = if lock.is_some() { schema::migrate(&connection) } else { schema::check(&connection) };
         current.map_err(explain)?;
         let now = clock::now();
-        let (taken_over, latest) = if lock.is_some() {
+        let (taken_over, seen, latest) = if lock.is_some() {
             let begin = || {
                 // Whoever writes needs the index of keys at hand.
                 connection.execute_batch("PRAGMA cache_size = -8192")?;
-                let latest = Latest::after_the_indexed(&connection)?;
+                let maker = Maker::after_the_indexed(&connection)?;
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;
-                let taken_over = tables::take_over(&Session::new(&connection, None), now)?;
+                let taken_over = tables::take_over(&Session::new(&connection, Latest::Nothing), now)?;
                 connection.execute_batch("COMMIT")?;
-                Ok((taken_over, Some(latest)))
+                Ok((taken_over, Latest::Seen(maker.rows()), Latest::All(maker)))
             };
             begin().map_err(|error: rusqlite::Error| explain(error.into()))?
         } else {
-            (0, None)
+            (0, Latest::Nothing, Latest::Nothing)
         };
         let (reading, browsing) = (connect(path).map_err(explain)?, connect(path).map_err(explain)?);
         let files = Files::of(path);
         Ok(Self {
             writer: Worker::writer(connection, latest, on_batch, Box::new(move || files.check()))?,
-            reader: Worker::reader("journal-read", reading)?,
-            browser: Worker::reader("journal-browse", browsing)?,
+            reader: Worker::reader("journal-read", reading, seen)?,
+            browser: Worker::reader("journal-browse", browsing, Latest::Nothing)?,
             taken_over,
             _lock: lock,
         })
@@ -315,8 +315,9 @@ impl Deliveries for SqliteStore {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        // The lock goes with the process. What was told and not waited for is written by now.
-        self.writer.ask(|_| Ok(()))
+        // The lock goes with the process. What was told and not waited for is written by now. The next
+        // start need not wait for the index.
+        self.writer.ask(|session| keys::index(session).map(drop))
     }
 }
 

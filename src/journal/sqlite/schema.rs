@@ -287,7 +287,7 @@ mod tests {
     use super::*;
     use crate::journal::entry::State;
     use crate::journal::key::{DeliveryKey, Origin};
-    use crate::journal::sqlite::keys::Latest;
+    use crate::journal::sqlite::keys::{Latest, Maker};
     use crate::journal::sqlite::session::Session;
     use crate::journal::sqlite::{browse, rows, tables};
     use crate::journal::store::{Counts, Filter, Which};
@@ -336,7 +336,8 @@ mod tests {
         // And what is new can be written.
         let mut changed = done.entry.clone();
         changed.decision.as_mut().unwrap().by = text("me");
-        rows::put_entry(&Session::new(&connection, None), rows::Place::Row(done.cursor), &changed, false).unwrap();
+        rows::put_entry(&Session::new(&connection, Latest::Nothing), rows::Place::Row(done.cursor), &changed, false)
+            .unwrap();
         assert_eq!(find(Filter { order_id: text("o-1"), ..Filter::default() })[0].entry, changed);
     }
 
@@ -368,9 +369,9 @@ mod tests {
         };
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [1, 1]);
         assert_eq!((count(Which::Unanswered), count(Which::State(State::Done))), (1, 2));
-        assert_eq!(tables::take_over(&Session::new(&connection, None), Timestamp::UNIX_EPOCH).unwrap(), 1);
+        assert_eq!(tables::take_over(&Session::new(&connection, Latest::Nothing), Timestamp::UNIX_EPOCH).unwrap(), 1);
         assert_eq!([State::Running, State::Unconfirmed].map(|state| count(Which::State(state))), [0, 2]);
-        let session = Session::new(&connection, None);
+        let session = Session::new(&connection, Latest::Nothing);
         let origin = |byte| Origin::from_slice(&[byte; 32]).unwrap();
         assert!(tables::is_taken(&session, "crm", "i-1", &origin(1)).unwrap());
         assert!(!tables::is_taken(&session, "crm", "i-1", &origin(0)).unwrap());
@@ -398,8 +399,8 @@ mod tests {
 
         let key = DeliveryKey::from_slice(&[0; 32]).unwrap();
         let order = |session: &Session<'_>| rows::entry_at(session, &key).unwrap().unwrap().1.order_id;
-        assert_eq!(order(&Session::new(&connection, None)).as_deref(), Some("o-1"));
-        let serving = Session::new(&connection, Some(Latest::after_the_indexed(&connection).unwrap()));
+        assert_eq!(order(&Session::new(&connection, Latest::Nothing)).as_deref(), Some("o-1"));
+        let serving = Session::new(&connection, Latest::All(Maker::after_the_indexed(&connection).unwrap()));
         assert_eq!(order(&serving).as_deref(), Some("o-1"));
         assert_eq!(texts("SELECT format('%d', delivery) FROM keys ORDER BY key"), ["1", "2"]);
     }

@@ -12,8 +12,7 @@ use super::recent::Recent;
 /// See the module. Used as the connection itself for everything that is rare.
 pub(super) struct Session<'c> {
     connection: &'c Connection,
-    /// Nothing where no deliveries are made.
-    pub(super) latest: Option<Latest>,
+    pub(super) latest: Latest,
     pub(super) recent: Recent,
     pub(super) begin: Kept<'c>,
     pub(super) commit: Kept<'c>,
@@ -26,7 +25,7 @@ pub(super) struct Session<'c> {
 }
 
 impl<'c> Session<'c> {
-    pub(super) fn new(connection: &'c Connection, latest: Option<Latest>) -> Self {
+    pub(super) fn new(connection: &'c Connection, latest: Latest) -> Self {
         Self {
             connection,
             latest,

@@ -332,6 +332,7 @@ pub(super) mod tests {
     use super::*;
     use crate::journal::entry::{Claimant, Reason, Sealed, State};
     use crate::journal::key::Fingerprint;
+    use crate::journal::sqlite::keys::Latest;
     use crate::journal::sqlite::{browse, schema};
     use crate::journal::store::Filter;
 
@@ -343,7 +344,7 @@ pub(super) mod tests {
     pub(in crate::journal::sqlite) fn filled() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         assert!(schema::migrate(&connection).is_ok());
-        let session = Session::new(&connection, None);
+        let session = Session::new(&connection, Latest::Nothing);
         for number in 0..48_u8 {
             let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
             let key = [number.wrapping_mul(37); 32];
@@ -425,7 +426,7 @@ pub(super) mod tests {
         for undo in ["ROLLBACK", "COMMIT; UPDATE deliveries SET state = 'unconfirmed', request_id = 'another'"] {
             let connection = Connection::open_in_memory().unwrap();
             assert!(schema::migrate(&connection).is_ok());
-            let session = Session::new(&connection, None);
+            let session = Session::new(&connection, Latest::Nothing);
             let ask = ask("o-1");
             connection.execute_batch("BEGIN").unwrap();
             claim(&session, &ask).unwrap();

@@ -72,7 +72,7 @@ impl Worker {
     /// by the runtime that this is called in.
     pub(super) fn writer(
         connection: Connection,
-        latest: Option<Latest>,
+        latest: Latest,
         on_batch: OnBatch,
         check: Check,
     ) -> Result<Self, String> {
@@ -100,9 +100,9 @@ impl Worker {
 
     /// A thread whose jobs only read. One that was given up while it waited for its turn is left out:
     /// impatient readers must not keep the others waiting.
-    pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, String> {
+    pub(super) fn reader(name: &str, connection: Connection, latest: Latest) -> Result<Self, String> {
         Self::spawn(name, move |queue| {
-            let session = Session::new(&connection, None);
+            let session = Session::new(&connection, latest);
             while let Some(mut job) = queue.next() {
                 if job.is_given_up() {
                     continue;
@@ -249,7 +249,7 @@ mod tests {
     fn writer() -> Worker {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("CREATE TABLE notes (number INTEGER) STRICT").unwrap();
-        Worker::writer(connection, None, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
+        Worker::writer(connection, Latest::Nothing, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
     }
 
     fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {
@@ -258,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_is_not_read() {
-        let reader = Worker::reader("test", Connection::open_in_memory().unwrap()).unwrap();
+        let reader = Worker::reader("test", Connection::open_in_memory().unwrap(), Latest::Nothing).unwrap();
         let (begun, begin) = mpsc::channel::<()>();
         // Holds the thread until the others have queued up.
         let first = reader.ask(move |_| {
