@@ -101,7 +101,7 @@ impl SqliteStore {
             let begin = || {
                 // Whoever writes needs the index of keys at hand.
                 connection.execute_batch("PRAGMA cache_size = -8192")?;
-                let maker = Maker::after_the_indexed(&connection)?;
+                let maker = Maker::begin(&connection)?;
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;
@@ -315,9 +315,8 @@ impl Deliveries for SqliteStore {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        // The lock goes with the process. What was told and not waited for is written by now. The next
-        // start need not wait for the index.
-        self.writer.ask(|session| keys::index(session).map(drop))
+        // The lock goes with the process. What was told and not waited for is written by now.
+        self.writer.ask(|_| Ok(()))
     }
 }
 

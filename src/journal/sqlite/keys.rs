@@ -3,28 +3,36 @@
 //! Keys are hashes and come in no order: an index that held each of them at once would change a page
 //! of its own for nearly every order, which was more than half of what an order wrote. So the serving
 //! process remembers where the latest ones are, and puts them into the index (the table `keys`) many
-//! at a time. What it forgets when it ends stands in the rows beyond the mark (the table `indexed`):
-//! others look there, and the next start puts it in.
+//! at a time, in the order of the index, some between any two batches. Until all of them are in it they
+//! are beyond the mark (the table `indexed`): others look for them in the rows there, and so does the
+//! next start.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::session::Session;
 use crate::journal::key::DeliveryKey;
 
-/// So many are put into the index together: most of its pages then change for several of them, up to
-/// a million deliveries. It takes some 40 ms, as a checkpoint of the log does, and those that wait for it
-/// 1.3 MB of memory.
+/// So many are put into the index together: its pages then change for several of them, up to a million
+/// deliveries. Those that wait for it take 2 MB of memory.
 const MANY: usize = 16_384;
 
-/// Most rows that go into the index in one transaction: bounds the memory that sorting them takes. Only
-/// a file that comes from elsewhere has more.
+/// How long deliveries wait while some are put into the index: a page of a large one may have to be read
+/// from the disk for each.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// So many are put into it before the time is looked at.
+const FEW: usize = 32;
+
+/// Most rows that a start remembers, or puts into the index in one transaction. Only a file that comes
+/// from elsewhere has more beyond the mark.
 const AT_ONCE: i64 = 65_536;
 
-/// The rows of the deliveries that are not in the index yet. May name some that were undone or removed
+/// The rows of the deliveries that are not in the index yet. May name some that were removed
 /// since.
 #[derive(Clone, Default)]
 pub(super) struct Rows(Arc<Mutex<HashMap<DeliveryKey, i64>>>);
@@ -57,13 +65,36 @@ pub(super) struct Maker {
     /// The number of the next row. Counts up for good: a number that was given away again, on the wrong
     /// side of the mark, would not be found.
     next: Cell<i64>,
+    /// What this transaction has written.
+    written: RefCell<Vec<DeliveryKey>>,
+    /// Those that are on their way into the index.
+    moving: RefCell<Option<Moving>>,
+}
+
+/// Deliveries on their way into the index.
+struct Moving {
+    /// In the order of the index.
+    keys: Vec<(DeliveryKey, i64)>,
+    /// How many of them are in it.
+    done: usize,
+    /// The mark when all are.
+    through: i64,
 }
 
 impl Maker {
-    /// Puts all that is not in the index into it, and begins after that.
-    pub(super) fn after_the_indexed(connection: &Connection) -> rusqlite::Result<Self> {
-        index_all(connection)?;
-        Ok(Self { rows: Rows::default(), next: Cell::new(next_row(connection)?) })
+    /// Begins where the process before it has ended.
+    pub(super) fn begin(connection: &Connection) -> rusqlite::Result<Self> {
+        while behind(connection)? > AT_ONCE && index(connection)? {}
+        let sql = "SELECT key, id FROM deliveries WHERE id > (SELECT through FROM indexed)";
+        let mut statement = connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))?;
+        let rows = rows.filter_map(|row| row.map(|(key, id)| Some((DeliveryKey::from_slice(&key)?, id))).transpose());
+        Ok(Self {
+            rows: Rows(Arc::new(Mutex::new(rows.collect::<rusqlite::Result<_>>()?))),
+            next: Cell::new(next_row(connection)?),
+            written: RefCell::default(),
+            moving: RefCell::default(),
+        })
     }
 
     /// For other connections of this process.
@@ -87,7 +118,21 @@ pub(super) fn row_for(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Res
 pub(super) fn wrote(session: &Session<'_>, key: DeliveryKey, row: i64) {
     if let Latest::All(maker) = &session.latest {
         maker.rows.lock().insert(key, row);
+        maker.written.borrow_mut().push(key);
     }
+}
+
+/// What was written since the last one of these is for good, or is undone.
+pub(super) fn transaction_ended(session: &Session<'_>, is_undone: bool) {
+    let Latest::All(maker) = &session.latest else { return };
+    let mut written = maker.written.borrow_mut();
+    if is_undone {
+        let mut rows = maker.rows.lock();
+        for key in written.iter() {
+            rows.remove(key);
+        }
+    }
+    written.clear();
 }
 
 /// The row of a delivery, if there is one. What is remembered may be wrong: whoever does not find the
@@ -95,7 +140,7 @@ pub(super) fn wrote(session: &Session<'_>, key: DeliveryKey, row: i64) {
 pub(super) fn row_of(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<i64>> {
     let indexed = "SELECT delivery FROM keys WHERE key = ?1";
     // In one statement, so that none slips from one side of the mark to the other.
-    let anywhere = "SELECT delivery FROM keys WHERE key = ?1
+    let anywhere = "SELECT d.id FROM keys AS k JOIN deliveries AS d ON d.id = k.delivery WHERE k.key = ?1
                     UNION ALL SELECT id FROM deliveries WHERE id > (SELECT through FROM indexed) AND key = ?1 LIMIT 1";
     let sql = match &session.latest {
         Latest::All(maker) => match maker.rows.of(key) {
@@ -119,7 +164,7 @@ pub(super) fn were_wrong(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::
         return Ok(false);
     }
     if maker.rows.lock().remove(key).is_none() {
-        // Not spigate's doing: it removes both at once.
+        // Removed when it was on its way into the index, or with SQLite's own shell.
         removed(session, key.as_bytes(), row)?;
     }
     Ok(true)
@@ -130,51 +175,85 @@ fn is_at(connection: &Connection, row: i64, key: &DeliveryKey) -> rusqlite::Resu
     connection.prepare_cached(sql)?.exists(params![row, key.as_bytes()])
 }
 
-/// Puts the latest into the index if there are many. If that fails nothing is lost, and the next time
-/// is after the next batch.
-pub(super) fn index_if_many(session: &Session<'_>) {
-    if let Latest::All(maker) = &session.latest
-        && maker.rows.lock().len() >= MANY
-    {
-        index_latest(session);
-    }
-}
-
-fn index_latest(session: &Session<'_>) {
+/// Puts some of the latest into the index if there are many, or if it has begun to. If that fails
+/// nothing is lost, and the next time is after the next batch.
+pub(super) fn index_some(session: &Session<'_>) {
     if let Latest::All(maker) = &session.latest
         && session.is_autocommit()
-        && index_all(session).is_ok()
     {
-        maker.rows.lock().clear();
+        let _ = move_some(session, maker, MANY, PAUSE, FEW);
     }
 }
 
-fn index_all(connection: &Connection) -> rusqlite::Result<()> {
-    loop {
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        let indexed = index(connection).and_then(|any| connection.execute_batch("COMMIT").map(|()| any));
-        if indexed.is_err() && !connection.is_autocommit() {
-            // Why it failed is told; a rollback that fails too adds nothing.
-            let _ = connection.execute_batch("ROLLBACK");
-        }
-        if !indexed? {
-            return Ok(());
-        }
+fn move_some(session: &Session<'_>, maker: &Maker, many: usize, pause: Duration, few: usize) -> rusqlite::Result<()> {
+    let mut place = maker.moving.borrow_mut();
+    if place.is_none() && maker.rows.lock().len() < many {
+        return Ok(());
     }
+    let moving = place.get_or_insert_with(|| {
+        let mut keys = maker.rows.lock().iter().map(|(key, row)| (*key, *row)).collect::<Vec<_>>();
+        keys.sort_unstable_by(|one, other| one.0.as_bytes().cmp(other.0.as_bytes()));
+        Moving { keys, done: 0, through: maker.next.get() - 1 }
+    });
+    let begun = Instant::now();
+    let mut done = moving.done;
+    in_transaction(session, || {
+        // A key that leads to a delivery which is no more must lead to the one that is.
+        let sql = "INSERT OR REPLACE INTO keys (key, delivery) VALUES (?1, ?2)";
+        while done < moving.keys.len() && (done == moving.done || begun.elapsed() < pause) {
+            let next = moving.keys[done..].iter().take(few);
+            for (key, row) in next.filter(|(key, row)| maker.rows.of(key) == Some(*row)) {
+                session.with(&session.index, sql, |statement| statement.execute(params![key.as_bytes(), row]))?;
+            }
+            done = (done + few).min(moving.keys.len());
+        }
+        if done == moving.keys.len() {
+            session.prepare_cached("UPDATE indexed SET through = ?1")?.execute([moving.through])?;
+        }
+        Ok(())
+    })?;
+    moving.done = done;
+    if done == moving.keys.len() {
+        let mut rows = maker.rows.lock();
+        for (key, row) in &moving.keys {
+            if rows.get(key) == Some(row) {
+                rows.remove(key);
+            }
+        }
+        drop(rows);
+        *place = None;
+    }
+    Ok(())
 }
 
-/// Puts the next rows into the index, within a transaction; says whether there were any.
-pub(super) fn index(connection: &Connection) -> rusqlite::Result<bool> {
-    let through: i64 = connection.prepare_cached("SELECT through FROM indexed")?.query_row([], |row| row.get(0))?;
+fn in_transaction(connection: &Connection, work: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let done = work().and_then(|()| connection.execute_batch("COMMIT"));
+    if done.is_err() && !connection.is_autocommit() {
+        // Why it failed is told; a rollback that fails too adds nothing.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    done
+}
+
+/// How many rows are beyond the mark, at most.
+fn behind(connection: &Connection) -> rusqlite::Result<i64> {
+    let sql = "SELECT coalesce((SELECT max(id) FROM deliveries), 0) - (SELECT through FROM indexed)";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
+/// Puts the next rows into the index, in the order of the index; says whether there were any.
+fn index(connection: &Connection) -> rusqlite::Result<bool> {
+    let through: i64 = connection.query_row("SELECT through FROM indexed", [], |row| row.get(0))?;
     let last = "SELECT max(id) FROM (SELECT id FROM deliveries WHERE id > ?1 ORDER BY id LIMIT ?2)";
-    let last: Option<i64> = connection.prepare_cached(last)?.query_row([through, AT_ONCE], |row| row.get(0))?;
+    let last: Option<i64> = connection.query_row(last, [through, AT_ONCE], |row| row.get(0))?;
     let Some(last) = last else { return Ok(false) };
-    // In the order of the index: each of its pages is looked for once. A key that leads to a delivery
-    // which is no more must lead to the one that is.
-    let sql = "INSERT OR REPLACE INTO keys (key, delivery)
-               SELECT key, id FROM deliveries WHERE id > ?1 AND id <= ?2 ORDER BY key";
-    connection.prepare_cached(sql)?.execute([through, last])?;
-    connection.prepare_cached("UPDATE indexed SET through = ?1")?.execute([last])?;
+    in_transaction(connection, || {
+        let sql = "INSERT OR REPLACE INTO keys (key, delivery)
+                   SELECT key, id FROM deliveries WHERE id > ?1 AND id <= ?2 ORDER BY key";
+        connection.execute(sql, [through, last])?;
+        connection.execute("UPDATE indexed SET through = ?1", [last]).map(drop)
+    })?;
     Ok(true)
 }
 
@@ -208,7 +287,7 @@ mod tests {
     }
 
     fn serving(connection: &Connection) -> Session<'_> {
-        Session::new(connection, Latest::All(Maker::after_the_indexed(connection).unwrap()))
+        Session::new(connection, Latest::All(Maker::begin(connection).unwrap()))
     }
 
     fn key(number: u16) -> DeliveryKey {
@@ -230,6 +309,17 @@ mod tests {
         maker
     }
 
+    /// Two at a time.
+    fn index_some_of(session: &Session<'_>) -> rusqlite::Result<()> {
+        move_some(session, maker(session), 1, Duration::ZERO, 2)
+    }
+
+    fn index_latest(session: &Session<'_>) {
+        while waiting(session) > 0 {
+            index_some_of(session).unwrap();
+        }
+    }
+
     fn waiting(session: &Session<'_>) -> usize {
         maker(session).rows.lock().len()
     }
@@ -240,6 +330,7 @@ mod tests {
         /// Claimed in a transaction that is undone.
         Undone(u16),
         Remove(u16),
+        IndexSome,
         Index,
         Restart,
     }
@@ -250,6 +341,7 @@ mod tests {
             4 => number.clone().prop_map(Event::Claim),
             2 => number.clone().prop_map(Event::Undone),
             2 => number.prop_map(Event::Remove),
+            3 => Just(Event::IndexSome),
             1 => Just(Event::Index),
             1 => Just(Event::Restart),
         ]
@@ -274,6 +366,7 @@ mod tests {
                         connection.execute_batch("BEGIN").unwrap();
                         claim(&session, *number, claimant);
                         connection.execute_batch("ROLLBACK").unwrap();
+                        transaction_ended(&session, true);
                     }
                     Event::Remove(number) => {
                         // By another process: this one does not hear of it.
@@ -284,9 +377,11 @@ mod tests {
                             removed(&connection, key.as_bytes(), row).unwrap();
                         }
                     }
+                    Event::IndexSome => index_some_of(&session).unwrap(),
                     Event::Index => index_latest(&session),
                     Event::Restart => session = serving(&connection),
                 }
+                transaction_ended(&session, false);
                 let stranger = Session::new(&connection, Latest::Nothing);
                 let reader = Session::new(&connection, Latest::Seen(maker(&session).rows()));
                 for number in 0..12 {
@@ -306,28 +401,46 @@ mod tests {
     }
 
     #[test]
-    fn many_are_indexed_together_and_fewer_by_the_next_start() {
+    fn many_are_indexed_together_and_fewer_are_remembered_by_the_next_start() {
         let connection = journal();
         let session = serving(&connection);
         let indexed = || connection.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0)).unwrap();
         connection.execute_batch("BEGIN").unwrap();
         for number in 0..16_384 {
-            index_if_many(&session);
+            index_some(&session);
             claim(&session, number, 0);
         }
         // Not within somebody else's transaction.
-        index_if_many(&session);
+        index_some(&session);
         assert_eq!((waiting(&session), indexed()), (16_384, 0));
         connection.execute_batch("COMMIT").unwrap();
-        index_if_many(&session);
-        assert_eq!((waiting(&session), indexed()), (0, 16_384));
+        index_some(&session);
+        // Those that come meanwhile are the next time's.
         claim(&session, 16_384, 0);
-        index_if_many(&session);
+        for _ in 0..16_384 / 32 {
+            index_some(&session);
+        }
         assert_eq!((waiting(&session), indexed()), (1, 16_384));
         let session = serving(&connection);
-        assert_eq!((waiting(&session), indexed()), (0, 16_385));
+        assert_eq!((waiting(&session), indexed()), (1, 16_384));
         assert_eq!([0, 16_383, 16_384].map(|number| claim(&session, number, 1)), [Decision::Join; 3]);
         assert_eq!(claim(&session, 16_385, 1), Decision::Forward);
+    }
+
+    /// A file that comes from elsewhere, or was saved by `.recover`.
+    #[test]
+    fn a_start_that_finds_too_many_to_remember_indexes_them() {
+        let connection = journal();
+        claim(&serving(&connection), 0, 0);
+        let copies = "INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, received_at,
+                          changed_at, state, doubt, number, gateway, claim, request_id, began_at)
+                      WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+                      SELECT randomblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'app', 'Create', 0, 0, 1, 1,
+                          'open', 0, 1, 'g', 1, 'r', 1 FROM n";
+        connection.execute(copies, []).unwrap();
+        let session = serving(&connection);
+        assert_eq!(waiting(&session), 100_001 - 65_536);
+        assert_eq!((claim(&session, 0, 1), claim(&session, 1, 1)), (Decision::Join, Decision::Forward));
     }
 
     #[test]
@@ -337,7 +450,7 @@ mod tests {
         let full = "CREATE TRIGGER full BEFORE UPDATE ON indexed BEGIN SELECT raise(ABORT, 'full'); END";
         connection.execute_batch(full).unwrap();
         (0..3).for_each(|number| assert_eq!(claim(&session, number, 0), Decision::Forward));
-        index_latest(&session);
+        assert!(index_some_of(&session).is_ok() && index_some_of(&session).is_err());
         assert!(connection.is_autocommit());
         assert_eq!(waiting(&session), 3);
         (0..3).for_each(|number| assert_eq!(claim(&session, number, 1), Decision::Join));

@@ -85,7 +85,7 @@ impl Worker {
                 match check() {
                     Ok(()) => {
                         write(&session, &mut batch, &answers);
-                        keys::index_if_many(&session);
+                        keys::index_some(&session);
                     }
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
@@ -214,6 +214,7 @@ fn together(session: &Session<'_>, batch: &mut [Box<dyn Job>]) -> rusqlite::Resu
         // is told is why it failed.
         let _ = session.execute_batch("ROLLBACK");
     }
+    keys::transaction_ended(session, done.is_err());
     done.map(drop)
 }
 
