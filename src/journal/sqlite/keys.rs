@@ -16,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::session::Session;
 use crate::journal::key::DeliveryKey;
+use crate::throttle::Throttle;
 
 /// So many are put into the index together: its pages then change for several of them, up to a million
 /// deliveries. Those that wait for it take 2 MB of memory.
@@ -27,6 +28,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// So many are put into it before the time is looked at.
 const FEW: usize = 32;
+
+/// Between two lines that say that it fails.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Most rows that a start remembers, or puts into the index in one transaction. Only a file that comes
 /// from elsewhere has more beyond the mark.
@@ -44,6 +48,13 @@ impl Rows {
 
     fn of(&self, key: &DeliveryKey) -> Option<i64> {
         self.lock().get(key).copied()
+    }
+
+    fn set(&self, key: DeliveryKey, row: Option<i64>) -> Option<i64> {
+        match row {
+            Some(row) => self.lock().insert(key, row),
+            None => self.lock().remove(&key),
+        }
     }
 }
 
@@ -65,10 +76,11 @@ pub(super) struct Maker {
     /// The number of the next row. Counts up for good: a number that was given away again, on the wrong
     /// side of the mark, would not be found.
     next: Cell<i64>,
-    /// What this transaction has written.
-    written: RefCell<Vec<DeliveryKey>>,
+    /// What this transaction has changed of the rows, in order, and what stood there before.
+    changed: RefCell<Vec<(DeliveryKey, Option<i64>)>>,
     /// Those that are on their way into the index.
     moving: RefCell<Option<Moving>>,
+    complaints: Throttle,
 }
 
 /// Deliveries on their way into the index.
@@ -92,14 +104,22 @@ impl Maker {
         Ok(Self {
             rows: Rows(Arc::new(Mutex::new(rows.collect::<rusqlite::Result<_>>()?))),
             next: Cell::new(next_row(connection)?),
-            written: RefCell::default(),
+            changed: RefCell::default(),
             moving: RefCell::default(),
+            complaints: Throttle::new(COMPLAIN_AGAIN),
         })
     }
 
     /// For other connections of this process.
     pub(super) fn rows(&self) -> Rows {
         self.rows.clone()
+    }
+
+    /// Changes what is remembered of a key, until the transaction is undone. Says what was.
+    fn change(&self, key: DeliveryKey, row: Option<i64>) -> Option<i64> {
+        let before = self.rows.set(key, row);
+        self.changed.borrow_mut().push((key, before));
+        before
     }
 }
 
@@ -117,22 +137,19 @@ pub(super) fn row_for(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Res
 /// A delivery was written into the row that it had got.
 pub(super) fn wrote(session: &Session<'_>, key: DeliveryKey, row: i64) {
     if let Latest::All(maker) = &session.latest {
-        maker.rows.lock().insert(key, row);
-        maker.written.borrow_mut().push(key);
+        maker.change(key, Some(row));
     }
 }
 
-/// What was written since the last one of these is for good, or is undone.
+/// A transaction is over. If it was undone, what is remembered is again what was before it: a delivery
+/// whose removal is undone must be found.
 pub(super) fn transaction_ended(session: &Session<'_>, is_undone: bool) {
     let Latest::All(maker) = &session.latest else { return };
-    let mut written = maker.written.borrow_mut();
-    if is_undone {
-        let mut rows = maker.rows.lock();
-        for key in written.iter() {
-            rows.remove(key);
+    for (key, before) in maker.changed.borrow_mut().drain(..).rev() {
+        if is_undone {
+            maker.rows.set(key, before);
         }
     }
-    written.clear();
 }
 
 /// The row of a delivery, if there is one. What is remembered may be wrong: whoever does not find the
@@ -140,7 +157,8 @@ pub(super) fn transaction_ended(session: &Session<'_>, is_undone: bool) {
 pub(super) fn row_of(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::Result<Option<i64>> {
     let indexed = "SELECT delivery FROM keys WHERE key = ?1";
     // In one statement, so that none slips from one side of the mark to the other.
-    let anywhere = "SELECT d.id FROM keys AS k JOIN deliveries AS d ON d.id = k.delivery WHERE k.key = ?1
+    let anywhere =
+        "SELECT d.id FROM keys AS k JOIN deliveries AS d ON d.id = k.delivery AND d.key = k.key WHERE k.key = ?1
                     UNION ALL SELECT id FROM deliveries WHERE id > (SELECT through FROM indexed) AND key = ?1 LIMIT 1";
     let sql = match &session.latest {
         Latest::All(maker) => match maker.rows.of(key) {
@@ -163,7 +181,7 @@ pub(super) fn were_wrong(session: &Session<'_>, key: &DeliveryKey) -> rusqlite::
     if is_at(session, row, key)? {
         return Ok(false);
     }
-    if maker.rows.lock().remove(key).is_none() {
+    if maker.change(*key, None).is_none() {
         // Removed when it was on its way into the index, or with SQLite's own shell.
         removed(session, key.as_bytes(), row)?;
     }
@@ -175,13 +193,15 @@ fn is_at(connection: &Connection, row: i64, key: &DeliveryKey) -> rusqlite::Resu
     connection.prepare_cached(sql)?.exists(params![row, key.as_bytes()])
 }
 
-/// Puts some of the latest into the index if there are many, or if it has begun to. If that fails
-/// nothing is lost, and the next time is after the next batch.
+/// Puts some of the latest into the index if there are many, or if it has begun to. If that fails it is
+/// told, nothing is lost, and the next time is after the next batch.
 pub(super) fn index_some(session: &Session<'_>) {
     if let Latest::All(maker) = &session.latest
         && session.is_autocommit()
+        && let Err(error) = move_some(session, maker, MANY, PAUSE, FEW)
+        && maker.complaints.passes()
     {
-        let _ = move_some(session, maker, MANY, PAUSE, FEW);
+        tracing::warn!(%error, "the keys of new deliveries cannot be indexed: they stay in memory until they can");
     }
 }
 
@@ -230,7 +250,7 @@ fn in_transaction(connection: &Connection, work: impl FnOnce() -> rusqlite::Resu
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let done = work().and_then(|()| connection.execute_batch("COMMIT"));
     if done.is_err() && !connection.is_autocommit() {
-        // Why it failed is told; a rollback that fails too adds nothing.
+        // What is told is why it failed; a rollback that fails too adds nothing.
         let _ = connection.execute_batch("ROLLBACK");
     }
     done
@@ -304,6 +324,12 @@ mod tests {
         tables::claim(session, &ask).unwrap().decision
     }
 
+    fn remove(connection: &Connection, number: u16) {
+        let (sql, key) = ("DELETE FROM deliveries WHERE key = ?1 RETURNING id", key(number));
+        let row = connection.query_row(sql, [key.as_bytes()], |row| row.get(0)).unwrap();
+        removed(connection, key.as_bytes(), row).unwrap();
+    }
+
     fn maker<'s>(session: &'s Session<'_>) -> &'s Maker {
         let Latest::All(maker) = &session.latest else { panic!("makes no deliveries") };
         maker
@@ -327,7 +353,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Claim(u16),
-        /// Claimed in a transaction that is undone.
+        /// Removed if it is there, and claimed, in a transaction that is undone.
         Undone(u16),
         Remove(u16),
         IndexSome,
@@ -364,6 +390,9 @@ mod tests {
                     }
                     Event::Undone(number) => {
                         connection.execute_batch("BEGIN").unwrap();
+                        if there.contains(number) {
+                            remove(&connection, *number);
+                        }
                         claim(&session, *number, claimant);
                         connection.execute_batch("ROLLBACK").unwrap();
                         transaction_ended(&session, true);
@@ -371,10 +400,7 @@ mod tests {
                     Event::Remove(number) => {
                         // By another process: this one does not hear of it.
                         if there.remove(number) {
-                            let sql = "DELETE FROM deliveries WHERE key = ?1 RETURNING id";
-                            let key = key(*number);
-                            let row = connection.query_row(sql, [key.as_bytes()], |row| row.get(0)).unwrap();
-                            removed(&connection, key.as_bytes(), row).unwrap();
+                            remove(&connection, *number);
                         }
                     }
                     Event::IndexSome => index_some_of(&session).unwrap(),

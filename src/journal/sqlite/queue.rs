@@ -2,7 +2,7 @@
 //!
 //! A channel would wake the thread for each of them. Here what is lazy wakes nobody but to set the
 //! time until which it may be put off; else each order would cost two changes between threads for
-//! nothing, which under load is a tenth of its time.
+//! nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
