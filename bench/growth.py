@@ -162,7 +162,7 @@ def fill(journal, size):
 
 
 def index(database):
-    """Puts the keys of all deliveries into their index, as the next start would."""
+    """Puts the keys of all deliveries into their index, as spigate does in time."""
     database.execute("INSERT INTO keys (key, delivery) SELECT key, id FROM deliveries "
                      "WHERE id > (SELECT through FROM indexed) ORDER BY key")
     database.execute("UPDATE indexed SET through = (SELECT max(id) FROM deliveries)")
