@@ -213,11 +213,19 @@ mod tests {
     fn what_is_lazy_is_put_off_and_then_taken_together() {
         let (sender, receiver) = queue();
         let begun = Instant::now();
-        let thread = thread::spawn(move || (gathered(&receiver), gathered(&receiver), gathered(&receiver)));
+        let all =
+            move || std::iter::repeat_with(|| gathered(&receiver)).take_while(|batch| !batch.is_empty()).collect();
+        let thread = thread::spawn(all);
+        let sleeps = || sender.0.lock().sleeps;
+        // The first wakes the thread, which goes to sleep again, and those after it do not.
         for job in 0..8 {
+            while !sleeps() {
+                thread::yield_now();
+            }
             sender.send(Turn::Lazy, job).unwrap();
-            thread::yield_now();
+            assert!(job == 0 || sleeps() || sender.0.lock().is_due() || sender.0.lock().lazy.is_empty());
         }
+        let has_stalled = begun.elapsed() >= LAZINESS;
         while !sender.0.lock().lazy.is_empty() {
             thread::yield_now();
         }
@@ -227,7 +235,10 @@ mod tests {
             thread::yield_now();
         }
         drop(sender);
-        assert_eq!(thread.join().unwrap(), ((0..8).collect(), vec![8], vec![]));
+        let batches: Vec<Vec<u32>> = thread.join().unwrap();
+        assert_eq!(batches.concat(), (0..9).collect::<Vec<_>>());
+        // This thread, that is.
+        assert!(has_stalled || batches == [(0..8).collect(), vec![8]], "{batches:?}");
     }
 
     #[test]
