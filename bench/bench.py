@@ -63,7 +63,6 @@ def main():
                         "instead of what cargo builds")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of growth: most rows of a journal")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="of pages: how many are in the journal")
-    parser.add_argument("--write", action="store_true", help="of pages: what its indexes cost deliveries instead")
     parser.add_argument("--readme", action="store_true", help="writes the tables into README and docs")
     parser.add_argument("--directory", help="where journals lie while they are measured; a real disk")
     parser.add_argument("--dev", action="store_true", help="with --smoke: the binaries of the dev profile")

@@ -136,7 +136,7 @@ def fill(journal, size):
         made = database.execute("SELECT count(*) FROM deliveries").fetchone()[0]
         if not size:
             # None at all: what the seed made is forgotten.
-            for table in ("deliveries", "keys", "attempts", "aliases", "instances"):
+            for table in ("deliveries", "keys", "names", "attempts", "aliases", "instances"):
                 database.execute(f"DELETE FROM {table}")
             return
         columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)")]
@@ -162,10 +162,14 @@ def fill(journal, size):
 
 
 def index(database):
-    """Puts the keys of all deliveries into their index, as spigate does in time."""
+    """Puts the keys and names of all deliveries into their tables, as spigate does in time."""
     database.execute("INSERT INTO keys (key, delivery) SELECT key, id FROM deliveries "
                      "WHERE id > (SELECT through FROM indexed) ORDER BY key")
     database.execute("UPDATE indexed SET through = (SELECT max(id) FROM deliveries)")
+    for kind, column in enumerate(("order_id", "instance_id", "user_id", "app"), 1):
+        database.execute(f"INSERT INTO names (kind, name, delivery) SELECT {kind}, {column}, id FROM deliveries "
+                         f"WHERE id > (SELECT through FROM named) AND {column} IS NOT NULL ORDER BY {column}, id")
+    database.execute("UPDATE named SET through = (SELECT max(id) FROM deliveries)")
 
 
 SERIES = {

@@ -6,9 +6,6 @@ cannot be opened; one delivery that was made for real is among those that are op
 fiftieth of them refused, failed or tried twice. Then a gateway is started on that journal, and each
 question is asked many times over one connection: what is measured is from the first byte sent to the
 last byte received, on loopback. Nothing here is pass or fail.
-
-`--write` measures instead what the page's indexes cost deliveries: durable, distinct orders, with
-and without them, in turns.
 """
 
 import http.client
@@ -41,8 +38,6 @@ SELECT randomblob(32), randomblob(32), fingerprint, extras, CASE WHEN i % 1000 =
     CASE WHEN i % 50 <> 0 THEN :begin + i * :step + 21 END
 FROM n, (SELECT * FROM deliveries ORDER BY id LIMIT 1)
 """
-# That of made instances is the journal's own: it tells whose an instance is.
-INDEXES = ["by_instance", "by_user", "by_app", "eventful"]
 
 
 def fill(journal, count):
@@ -107,35 +102,8 @@ def measure(admin, rows, count, rounds):
         print(f"| {name} | {statistics.median(samples):.1f} | {samples[int(len(samples) * 0.99)]:.1f} | {length} |")
 
 
-def write_cost(house, rounds):
-    """Distinct orders a second with the page's indexes and without, in turns."""
-    backend, loads, rates = house.backend(), {}, {}
-    for number, name in enumerate(("with", "without")):
-        server = house.spigate(name, backend, once=True)
-        if name == "without":
-            database = sqlite3.connect(house.path("without.db"))
-            for index in INDEXES:
-                database.execute(f"DROP INDEX deliveries_{index}")
-            database.commit()
-            database.close()
-        loads[name] = Load(house, server, connections=256, orders=400_000, first=(number + 1) * 10_000_000)
-        rates[name] = []
-    for _ in range(rounds):
-        for name, orders in loads.items():
-            rates[name].append(orders.slice(2).rate)
-    for name, orders in loads.items():
-        orders.close()
-        of = rates[name]
-        print(f"{name} the indexes: {statistics.median(of):.0f} orders/s [{min(of):.0f}–{max(of):.0f}]")
-    ratios = [a / b for a, b in zip(rates["with"], rates["without"])]
-    print(f"with / without: {statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]")
-
-
 def run(binaries, options):
     with House(binaries, options.directory) as house:
-        if options.write:
-            write_cost(house, 10)
-            return
         backend, journal = house.backend(), house.path("pages.db")
         server = house.spigate("pages-seed", backend, once=True, journal=journal)
         for order in ("ord-first", "ord-last"):

@@ -6,6 +6,7 @@
 
 mod browse;
 mod keys;
+mod names;
 mod queue;
 mod recent;
 mod rows;
@@ -102,6 +103,7 @@ impl SqliteStore {
                 // Whoever writes needs the index of keys at hand.
                 connection.execute_batch("PRAGMA cache_size = -8192")?;
                 let maker = Maker::begin(&connection)?;
+                names::begin(&connection)?;
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 
+use super::names::Kind;
 use super::rows::{self, Numbered};
 use crate::journal::entry::{AttemptOutcome, State};
 use crate::journal::store::{Brief, Browsed, Filter, Record, Which};
@@ -13,8 +14,8 @@ const LOOK: i64 = 20_000;
 /// How far clocks may have gone back while entries were recorded, for them to be found by time.
 const CLOCKS: SignedDuration = SignedDuration::from_mins(5);
 
-/// A condition with the values of its question marks.
-type Condition = (String, Vec<Value>);
+/// SQL with the values of its question marks.
+pub(super) type Sql = (String, Vec<Value>);
 
 /// All that fits, from before `cursor`, latest first.
 pub(super) fn list(
@@ -23,10 +24,7 @@ pub(super) fn list(
     cursor: Option<i64>,
     limit: usize,
 ) -> rusqlite::Result<Vec<Record>> {
-    let (from, _) = access(filter);
-    let (condition, values) = conditions(filter);
-    let values = [Value::Integer(cursor.unwrap_or(i64::MAX))].into_iter().chain(values).collect();
-    fitting(connection, filter, from, (format!("id < ? AND {condition}"), values), limit)
+    fitting(connection, filter, leads(filter, i64::MIN, cursor.unwrap_or(i64::MAX)), limit)
 }
 
 /// The same, looking at so many entries only.
@@ -36,7 +34,6 @@ pub(super) fn browse(
     cursor: Option<i64>,
     limit: usize,
 ) -> rusqlite::Result<Browsed> {
-    let (from, (narrow, narrow_values)) = access(filter);
     let mut before = cursor.unwrap_or(i64::MAX);
     if let Some(until) = filter.until.and_then(|until| until.checked_add(CLOCKS).ok())
         && let Some(id) = first_since(connection, until)?
@@ -47,16 +44,13 @@ pub(super) fn browse(
         Some(since) => first_since(connection, since)?.unwrap_or(i64::MAX),
         None => i64::MIN,
     };
-    // Only the index is read for this.
-    let sql = format!("SELECT id FROM {from} WHERE id < ? AND {narrow} ORDER BY id DESC LIMIT 1 OFFSET {LOOK}");
-    let values = [Value::Integer(before)].into_iter().chain(narrow_values);
+    // No entry is read for this, only what leads to them.
+    let (leads_to, values) = leads(filter, lowest, before);
+    let sql = format!("{leads_to} LIMIT 1 OFFSET {LOOK}");
     let stop: Option<i64> =
         connection.prepare_cached(&sql)?.query_row(params_from_iter(values), |row| row.get(0)).optional()?;
-    let stop = stop.filter(|stop| *stop > lowest);
-    let (condition, values) = conditions(filter);
-    let bounds = [before, stop.map_or(lowest, |stop| stop.max(lowest))].map(Value::Integer);
-    let condition = (format!("id < ? AND id >= ? AND {condition}"), bounds.into_iter().chain(values).collect());
-    let records = fitting(connection, filter, from, condition, limit.saturating_add(1))?;
+    let leads = leads(filter, stop.unwrap_or(lowest), before);
+    let records = fitting(connection, filter, leads, limit.saturating_add(1))?;
     let mut browsed = Browsed::full(records, limit);
     if let (None, Some(stop)) = (browsed.next, stop) {
         browsed.next = Some(stop);
@@ -67,18 +61,12 @@ pub(super) fn browse(
     Ok(browsed)
 }
 
-fn fitting(
-    connection: &Connection,
-    filter: &Filter,
-    from: &str,
-    (condition, values): Condition,
-    limit: usize,
-) -> rusqlite::Result<Vec<Record>> {
+fn fitting(connection: &Connection, filter: &Filter, leads: Sql, limit: usize) -> rusqlite::Result<Vec<Record>> {
     let mut found = Vec::new();
     if limit == 0 {
         return Ok(found);
     }
-    rows::entries(connection, from, &condition, values, |(row, entry): Numbered| {
+    rows::entries(connection, leads, conditions(filter), |(row, entry): Numbered| {
         // Only an attempt after the first has left others in the history.
         let history = if entry.latest.number > 1 { rows::history(connection, row)? } else { Vec::new() };
         let record = Record { cursor: row, entry, history };
@@ -112,56 +100,57 @@ fn first_since(connection: &Connection, time: Timestamp) -> rusqlite::Result<Opt
     Ok((low < last).then_some(low))
 }
 
-/// What leads to the entries of a filter: the table, with the index that has to be used if there is
-/// one, and the part of the condition that this index decides.
-fn access(filter: &Filter) -> (&'static str, Condition) {
-    const ALL: &str = "deliveries";
-    const EVENTFUL: (&str, &str) = ("deliveries INDEXED BY deliveries_eventful", EVENTFUL_ONLY);
-    let text = |condition: &str, text: &String| (condition.to_owned(), vec![Value::Text(text.clone())]);
-    if let Some((first, last)) = filter.id.as_deref().and_then(keys) {
-        let keys = [first, last, first, last].map(|key| Value::Blob(key.to_vec())).to_vec();
-        return (ALL, (BY_KEY.to_owned(), keys));
-    }
-    if let Some(order) = &filter.order_id {
-        return ("deliveries INDEXED BY deliveries_by_order", text("order_id = ?", order));
-    }
-    if let Some(instance) = &filter.instance_id {
-        let both = vec![Value::Text(instance.clone()); 2];
-        return (ALL, (BY_INSTANCE.to_owned(), both));
-    }
-    if let Some(user) = &filter.user_id {
-        return ("deliveries INDEXED BY deliveries_by_user", text("user_id = ?", user));
-    }
-    let (from, condition) = match filter.which {
-        Some(Which::State(State::Unconfirmed | State::Running) | Which::Unanswered) => {
-            ("deliveries INDEXED BY deliveries_waiting", "waiting IS NOT NULL")
-        }
-        // All of them have ended otherwise than by the first attempt's confirmation.
-        Some(Which::State(State::Open | State::Closed)) => EVENTFUL,
-        Some(Which::Attempt(outcome)) if outcome != AttemptOutcome::Confirmed => EVENTFUL,
-        Some(Which::State(State::Done) | Which::Attempt(_)) | None => match &filter.app {
-            Some(app) => return ("deliveries INDEXED BY deliveries_by_app", text("app = ?", app)),
-            None => (ALL, "true"),
-        },
+/// Selects the numbers of rows that may fit, from `lowest` to before `before`, latest first: by the
+/// index that leads to the fewest, which has to be used.
+fn leads(filter: &Filter, lowest: i64, before: i64) -> Sql {
+    const WAITING: &str = "INDEXED BY deliveries_waiting WHERE waiting IS NOT NULL AND";
+    // As the index has it: SQLite compares the words.
+    const EVENTFUL: &str = "INDEXED BY deliveries_eventful WHERE (number > 1 OR outcome <> 'confirmed') AND";
+    const BOUNDS: &str = "id >= ?1 AND id < ?2";
+    let mut values = [lowest, before].map(Value::Integer).to_vec();
+    let mut of = |kind: Kind, name: &String| {
+        values.push(Value::Text(name.clone()));
+        kind.deliveries()
     };
-    (from, (condition.to_owned(), Vec::new()))
+    let ids = if let Some((first, last)) = filter.id.as_deref().and_then(keys) {
+        values.extend([first, last].map(|key| Value::Blob(key.to_vec())));
+        format!("SELECT id FROM deliveries WHERE {BOUNDS} AND {BY_KEY}")
+    } else if let Some(order) = &filter.order_id {
+        of(Kind::Order, order)
+    } else if let Some(instance) = &filter.instance_id {
+        let named = of(Kind::Instance, instance);
+        let made = "SELECT id FROM deliveries INDEXED BY deliveries_by_made WHERE made_instance = ?3 AND";
+        format!("{named} UNION {made} {BOUNDS}")
+    } else if let Some(user) = &filter.user_id {
+        of(Kind::User, user)
+    } else {
+        let rows = match filter.which {
+            Some(Which::State(State::Unconfirmed | State::Running) | Which::Unanswered) => Some(WAITING),
+            // All of them have ended otherwise than by the first attempt's confirmation.
+            Some(Which::State(State::Open | State::Closed)) => Some(EVENTFUL),
+            Some(Which::Attempt(outcome)) if outcome != AttemptOutcome::Confirmed => Some(EVENTFUL),
+            Some(Which::State(State::Done) | Which::Attempt(_)) | None => None,
+        };
+        match (rows, &filter.app) {
+            (Some(rows), _) => format!("SELECT id FROM deliveries {rows} {BOUNDS}"),
+            (None, Some(app)) => of(Kind::App, app),
+            (None, None) => format!("SELECT id FROM deliveries WHERE {BOUNDS}"),
+        }
+    };
+    (format!("{ids} ORDER BY id DESC"), values)
 }
 
-/// As the index has it: SQLite compares the words.
-const EVENTFUL_ONLY: &str = "(number > 1 OR outcome <> 'confirmed')";
 const UNANSWERED: &str = "state = 'done' AND answered_at IS NULL";
 const BY_INSTANCE: &str = "(instance_id = ? OR made_instance = ?)";
 /// In a query of its own, because rows are wanted in their order and found by their keys; those that
 /// are not in the index of keys yet are the last (`keys.rs`).
-const BY_KEY: &str = "id IN (SELECT delivery FROM keys WHERE key BETWEEN ? AND ? UNION ALL
-                      SELECT id FROM deliveries WHERE id > (SELECT through FROM indexed) AND key BETWEEN ? AND ?)";
+const BY_KEY: &str = "id IN (SELECT delivery FROM keys WHERE key BETWEEN ?3 AND ?4 UNION ALL
+                      SELECT id FROM deliveries WHERE id > (SELECT through FROM indexed) AND key BETWEEN ?3 AND ?4)";
 
 /// What the database can judge of a filter without an entry being read; [`Filter::fits`] judges
 /// all of it.
-fn conditions(filter: &Filter) -> Condition {
-    // The index's own words first; they are no restriction of their own.
-    let (_, (narrow, mut values)) = access(filter);
-    let mut conditions = vec![narrow.as_str()];
+fn conditions(filter: &Filter) -> Sql {
+    let (mut conditions, mut values) = (vec!["true"], Vec::new());
     let texts = [
         ("app = ?", &filter.app, 1),
         ("action = ?", &filter.action, 1),
@@ -170,9 +159,7 @@ fn conditions(filter: &Filter) -> Condition {
         ("user_id = ?", &filter.user_id, 1),
     ];
     for (condition, text, times) in texts {
-        if let Some(text) = text
-            && condition != narrow
-        {
+        if let Some(text) = text {
             conditions.push(condition);
             values.extend(std::iter::repeat_n(Value::Text(text.clone()), times));
         }
@@ -239,13 +226,23 @@ pub(super) fn recent(connection: &Connection, since: Timestamp, most: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::tables::tests::{at, filled};
     use super::*;
+    use crate::journal::sqlite::names;
+    use crate::journal::sqlite::tables::tests::{at, filled};
 
+    /// However many of the deliveries the table of names has.
     #[test]
     fn a_listing_is_what_fits() {
         let connection = filled();
-        let all = list(&connection, &Filter::default(), None, usize::MAX).unwrap();
+        for through in [0, 20, 48] {
+            names::index(&connection, 1, through).unwrap();
+            listings_are_what_fits(&connection);
+        }
+        assert!(!names::index(&connection, 1, 1).unwrap());
+    }
+
+    fn listings_are_what_fits(connection: &Connection) {
+        let all = list(connection, &Filter::default(), None, usize::MAX).unwrap();
         assert_eq!(all.len(), 48);
         assert!(all.is_sorted_by(|one, next| one.cursor > next.cursor));
         let text = |text: &str| Some(text.to_owned());
@@ -271,11 +268,11 @@ mod tests {
         for filter in filters {
             let fitting: Vec<_> = all.iter().filter(|record| filter.fits(record)).map(|record| record.cursor).collect();
             let listed = |cursor, limit| {
-                let records = list(&connection, &filter, cursor, limit).unwrap();
+                let records = list(connection, &filter, cursor, limit).unwrap();
                 records.into_iter().map(|record| record.cursor).collect::<Vec<_>>()
             };
             assert_eq!(listed(None, usize::MAX), fitting, "{filter:?}");
-            let browsed = browse(&connection, &filter, None, usize::MAX).unwrap();
+            let browsed = browse(connection, &filter, None, usize::MAX).unwrap();
             let found = browsed.records.iter().map(|record| record.cursor).collect::<Vec<_>>();
             assert_eq!((found, browsed.next), (fitting.clone(), None), "{filter:?}");
             if let [first, rest @ ..] = &fitting[..] {
@@ -284,7 +281,7 @@ mod tests {
             }
         }
         let nothing = Filter { id: text("%"), ..Filter::default() };
-        assert!(list(&connection, &nothing, None, usize::MAX).unwrap().is_empty());
+        assert!(list(connection, &nothing, None, usize::MAX).unwrap().is_empty());
     }
 
     fn plan(connection: &Connection, sql: &str) -> String {
@@ -294,33 +291,34 @@ mod tests {
         plan.map(|line| line.unwrap()).collect::<Vec<_>>().join("\n")
     }
 
-    /// Every filter has an index that leads to what it asks for, and the step that finds where to
-    /// stop reads no row.
+    /// Every filter has an index that leads to what it asks for, in its order, and reads no more of the
+    /// rows than those after the mark of names.
     #[test]
     fn what_is_asked_for_is_found_without_reading_all() {
         let connection = filled();
         let filter = Filter::default;
         let which = |which| Some(which);
         let text = |text: &str| Some(text.to_owned());
+        let named = "names USING PRIMARY KEY (kind=? AND name=? AND delivery>? AND delivery<?)";
         for (filter, index) in [
+            (filter(), "USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (Filter { id: text("0a1b2c"), ..filter() }, "key>? AND key<?"),
-            (Filter { order_id: text("o-1"), app: text("crm"), ..filter() }, "deliveries_by_order"),
-            (Filter { instance_id: text("i-1"), ..filter() }, "deliveries_by_made"),
-            (Filter { instance_id: text("i-1"), ..filter() }, "deliveries_by_instance"),
-            (Filter { user_id: text("u-1"), ..filter() }, "deliveries_by_user"),
-            (Filter { app: text("crm"), action: text("Renew"), ..filter() }, "deliveries_by_app"),
+            (Filter { order_id: text("o-1"), app: text("crm"), ..filter() }, named),
+            (Filter { instance_id: text("i-1"), ..filter() }, "deliveries_by_made (made_instance=? AND rowid>?"),
+            (Filter { instance_id: text("i-1"), ..filter() }, named),
+            (Filter { user_id: text("u-1"), ..filter() }, named),
+            (Filter { app: text("crm"), action: text("Renew"), ..filter() }, named),
             (Filter { which: which(Which::Unanswered), app: text("crm"), ..filter() }, "deliveries_waiting"),
             (Filter { which: which(Which::State(State::Unconfirmed)), ..filter() }, "deliveries_waiting"),
             (Filter { which: which(Which::State(State::Running)), ..filter() }, "deliveries_waiting"),
             (Filter { which: which(Which::State(State::Open)), ..filter() }, "deliveries_eventful"),
             (Filter { which: which(Which::Attempt(AttemptOutcome::Duplicate)), ..filter() }, "deliveries_eventful"),
         ] {
-            let (from, (narrow, _)) = access(&filter);
-            let (condition, _) = conditions(&filter);
-            let all = plan(&connection, &format!("SELECT * FROM {from} WHERE id < ? AND {condition} ORDER BY id DESC"));
-            assert!(all.contains(index), "{filter:?}: {all}");
-            let stop = plan(&connection, &format!("SELECT id FROM {from} WHERE id < ? AND {narrow} ORDER BY id DESC"));
-            assert!(stop.contains(index), "{filter:?}: {stop}");
+            let plan = plan(&connection, &leads(&filter, 0, 9).0);
+            assert!(plan.contains(index), "{filter:?}: {plan}");
+            let mut lines = plan.lines().filter(|line| *line != "SCAN named");
+            let reads_all = lines.any(|line| line.contains("SCAN") || line.contains("TEMP B-TREE"));
+            assert!(filter.id.is_some() || !reads_all, "{filter:?}: {plan}");
         }
     }
 

@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::session::Session;
+use super::session::{Session, in_transaction};
 use crate::journal::key::DeliveryKey;
-use crate::throttle::Throttle;
 
 /// So many are put into the index together: its pages then change for several of them, up to a million
 /// deliveries. Those that wait for it take 2 MB of memory.
@@ -28,9 +27,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// So many are put into it before the time is looked at.
 const FEW: usize = 32;
-
-/// Between two lines that say that it fails.
-const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Most rows that a start remembers, or puts into the index in one transaction. Only a file that comes
 /// from elsewhere has more beyond the mark.
@@ -80,7 +76,6 @@ pub(super) struct Maker {
     changed: RefCell<Vec<(DeliveryKey, Option<i64>)>>,
     /// Those that are on their way into the index.
     moving: RefCell<Option<Moving>>,
-    complaints: Throttle,
 }
 
 /// Deliveries on their way into the index.
@@ -106,7 +101,6 @@ impl Maker {
             next: Cell::new(next_row(connection)?),
             changed: RefCell::default(),
             moving: RefCell::default(),
-            complaints: Throttle::new(COMPLAIN_AGAIN),
         })
     }
 
@@ -193,15 +187,12 @@ fn is_at(connection: &Connection, row: i64, key: &DeliveryKey) -> rusqlite::Resu
     connection.prepare_cached(sql)?.exists(params![row, key.as_bytes()])
 }
 
-/// Puts some of the latest into the index if there are many, or if it has begun to. If that fails it is
-/// told, nothing is lost, and the next time is after the next batch.
-pub(super) fn index_some(session: &Session<'_>) {
-    if let Latest::All(maker) = &session.latest
-        && session.is_autocommit()
-        && let Err(error) = move_some(session, maker, MANY, PAUSE, FEW)
-        && maker.complaints.passes()
-    {
-        tracing::warn!(%error, "the keys of new deliveries cannot be indexed: they stay in memory until they can");
+/// Puts some of the latest into the index if there are many, or if it has begun to. If that fails,
+/// nothing is lost: they stay in memory, and the next time is after the next batch.
+pub(super) fn index_some(session: &Session<'_>) -> rusqlite::Result<()> {
+    match &session.latest {
+        Latest::All(maker) => move_some(session, maker, MANY, PAUSE, FEW),
+        Latest::Seen(_) | Latest::Nothing => Ok(()),
     }
 }
 
@@ -246,16 +237,6 @@ fn move_some(session: &Session<'_>, maker: &Maker, many: usize, pause: Duration,
     Ok(())
 }
 
-fn in_transaction(connection: &Connection, work: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
-    connection.execute_batch("BEGIN IMMEDIATE")?;
-    let done = work().and_then(|()| connection.execute_batch("COMMIT"));
-    if done.is_err() && !connection.is_autocommit() {
-        // What is told is why it failed; a rollback that fails too adds nothing.
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    done
-}
-
 /// How many rows are beyond the mark, at most.
 fn behind(connection: &Connection) -> rusqlite::Result<i64> {
     let sql = "SELECT coalesce((SELECT max(id) FROM deliveries), 0) - (SELECT through FROM indexed)";
@@ -283,8 +264,10 @@ pub(super) fn removed(connection: &Connection, key: &[u8], row: i64) -> rusqlite
     connection.prepare_cached(sql)?.execute(params![key, row]).map(drop)
 }
 
+/// Beyond all marks: a row on the wrong side of one would not be found.
 fn next_row(connection: &Connection) -> rusqlite::Result<i64> {
-    let sql = "SELECT max(coalesce((SELECT max(id) FROM deliveries), 0), (SELECT through FROM indexed)) + 1";
+    let sql = "SELECT max(coalesce((SELECT max(id) FROM deliveries), 0), (SELECT through FROM indexed),
+                   (SELECT through FROM named)) + 1";
     connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
@@ -297,7 +280,7 @@ mod tests {
     use super::*;
     use crate::journal::entry::{Ask, Claimant};
     use crate::journal::machine::Decision;
-    use crate::journal::sqlite::{browse, rows, schema, tables};
+    use crate::journal::sqlite::{browse, names, rows, schema, tables};
     use crate::journal::store::{Filter, Retention};
 
     fn journal() -> Connection {
@@ -318,15 +301,21 @@ mod tests {
         DeliveryKey::from_slice(&bytes).unwrap()
     }
 
+    fn order(number: u16) -> String {
+        format!("o-{number}")
+    }
+
     fn claim(session: &Session<'_>, number: u16, claimant: i64) -> Decision {
         let claimant = Claimant { gateway: "g".into(), number: claimant };
-        let ask = Ask { base: key(number), claimant, ..(*tables::tests::ask("o")).clone() };
+        let ask = Ask { base: key(number), claimant, ..(*tables::tests::ask(&order(number))).clone() };
         tables::claim(session, &ask).unwrap().decision
     }
 
     fn remove(connection: &Connection, number: u16) {
-        let (sql, key) = ("DELETE FROM deliveries WHERE key = ?1 RETURNING id", key(number));
+        let (sql, key) = ("SELECT id FROM deliveries WHERE key = ?1", key(number));
         let row = connection.query_row(sql, [key.as_bytes()], |row| row.get(0)).unwrap();
+        names::remove(connection, row).unwrap();
+        connection.execute("DELETE FROM deliveries WHERE id = ?1", [row]).unwrap();
         removed(connection, key.as_bytes(), row).unwrap();
     }
 
@@ -358,6 +347,8 @@ mod tests {
         Remove(u16),
         IndexSome,
         Index,
+        /// Two names at most are put into their table.
+        Name,
         Restart,
     }
 
@@ -369,6 +360,7 @@ mod tests {
             2 => number.prop_map(Event::Remove),
             3 => Just(Event::IndexSome),
             1 => Just(Event::Index),
+            2 => Just(Event::Name),
             1 => Just(Event::Restart),
         ]
     }
@@ -377,7 +369,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         /// Whatever happens: a delivery is found as long as it is there, by those who serve and by those who
-        /// look from outside, and there is never a second one.
+        /// look from outside, also by its order, and there is never a second one.
         #[test]
         fn every_delivery_is_found_by_its_key(events in prop::collection::vec(event(), 1..60)) {
             let connection = journal();
@@ -405,6 +397,9 @@ mod tests {
                     }
                     Event::IndexSome => index_some_of(&session).unwrap(),
                     Event::Index => index_latest(&session),
+                    Event::Name => {
+                        names::index(&connection, 1, 2).unwrap();
+                    }
                     Event::Restart => session = serving(&connection),
                 }
                 transaction_ended(&session, false);
@@ -416,9 +411,12 @@ mod tests {
                         let found = rows::entry_at(session, &key(number)).unwrap();
                         prop_assert_eq!(found.is_some(), is_there, "{} after {:?}", number, event);
                     }
-                    let filter = Filter { id: Some(key(number).idempotency_key()), ..Filter::default() };
-                    let listed = browse::browse(&connection, &filter, None, 10).unwrap().records;
-                    prop_assert_eq!(listed.len(), usize::from(is_there), "{} after {:?}", number, event);
+                    let by_key = Filter { id: Some(key(number).idempotency_key()), ..Filter::default() };
+                    let by_order = Filter { order_id: Some(order(number)), ..Filter::default() };
+                    for filter in [by_key, by_order] {
+                        let listed = browse::browse(&connection, &filter, None, 10).unwrap().records;
+                        prop_assert_eq!(listed.len(), usize::from(is_there), "{:?} after {:?}", filter, event);
+                    }
                 }
             }
             let all: i64 = connection.query_row("SELECT count(*) FROM deliveries", [], |row| row.get(0)).unwrap();
@@ -431,20 +429,16 @@ mod tests {
         let connection = journal();
         let session = serving(&connection);
         let indexed = || connection.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0)).unwrap();
-        connection.execute_batch("BEGIN").unwrap();
         for number in 0..16_384 {
-            index_some(&session);
+            index_some(&session).unwrap();
             claim(&session, number, 0);
         }
-        // Not within somebody else's transaction.
-        index_some(&session);
         assert_eq!((waiting(&session), indexed()), (16_384, 0));
-        connection.execute_batch("COMMIT").unwrap();
-        index_some(&session);
+        index_some(&session).unwrap();
         // Those that come meanwhile are the next time's.
         claim(&session, 16_384, 0);
         for _ in 0..16_384 / 32 {
-            index_some(&session);
+            index_some(&session).unwrap();
         }
         assert_eq!((waiting(&session), indexed()), (1, 16_384));
         let session = serving(&connection);
@@ -458,12 +452,7 @@ mod tests {
     fn a_start_that_finds_too_many_to_remember_indexes_them() {
         let connection = journal();
         claim(&serving(&connection), 0, 0);
-        let copies = "INSERT INTO deliveries (key, origin, fingerprint, extras, app, action, debug, cycle, received_at,
-                          changed_at, state, doubt, number, gateway, claim, request_id, began_at)
-                      WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
-                      SELECT randomblob(32), zeroblob(32), zeroblob(32), zeroblob(32), 'app', 'Create', 0, 0, 1, 1,
-                          'open', 0, 1, 'g', 1, 'r', 1 FROM n";
-        connection.execute(copies, []).unwrap();
+        names::tests::copies(&connection, 100_000);
         let session = serving(&connection);
         assert_eq!(waiting(&session), 100_001 - 65_536);
         assert_eq!((claim(&session, 0, 1), claim(&session, 1, 1)), (Decision::Join, Decision::Forward));

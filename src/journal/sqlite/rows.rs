@@ -1,11 +1,13 @@
 //! Entries and attempts as rows.
 
+use std::iter;
 use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
 
+use super::browse::Sql;
 use super::keys;
 use super::session::Session;
 use crate::journal::entry::{
@@ -163,21 +165,25 @@ fn one(connection: &Connection, sql: &str, parameters: impl Params) -> rusqlite:
     connection.prepare_cached(sql)?.query_row(parameters, entry_of).optional()
 }
 
-/// Entries that `condition` lets pass, latest first. `from` names the table, and an index of it if
-/// need be; `values` are for the question marks.
+/// Entries that the condition lets pass, of the rows that `leads` selects, in its order, until `each`
+/// wants no more.
 pub(super) fn entries(
     connection: &Connection,
-    from: &str,
-    condition: &str,
-    values: Vec<Value>,
+    (leads, which): Sql,
+    (condition, values): Sql,
     mut each: impl FnMut(Numbered) -> rusqlite::Result<bool>,
 ) -> rusqlite::Result<()> {
-    let columns = entry_columns!();
-    let sql = format!("SELECT {columns} FROM {from} WHERE {condition} ORDER BY id DESC");
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(params_from_iter(values))?;
+    // Not one statement with a join, in which SQLite need not keep an order, or would sort them all.
+    let mut leads = connection.prepare_cached(&leads)?;
+    let sql = format!(concat!("SELECT ", entry_columns!(), " FROM deliveries WHERE id = ? AND {}"), condition);
+    let mut entry = connection.prepare_cached(&sql)?;
+    let mut rows = leads.query(params_from_iter(which))?;
     while let Some(row) = rows.next()? {
-        if !each(entry_of(row)?)? {
+        let row = Value::Integer(row.get(0)?);
+        let found = entry.query_row(params_from_iter(iter::once(&row).chain(&values)), entry_of).optional()?;
+        if let Some(found) = found
+            && !each(found)?
+        {
             break;
         }
     }

@@ -209,6 +209,24 @@ const STEPS: &[&str] = &[
     CREATE INDEX deliveries_eventful ON deliveries (id) WHERE number > 1 OR outcome <> 'confirmed';
     CREATE INDEX deliveries_waiting ON deliveries (id) WHERE waiting IS NOT NULL;
 ",
+    // What else deliveries are looked for by is in a table, too, and put there many at a time (`names.rs`).
+    "
+    CREATE TABLE names (
+        kind INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        delivery INTEGER NOT NULL,
+        PRIMARY KEY (kind, name, delivery)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE named (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        through INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO named (id, through) VALUES (1, 0);
+    DROP INDEX deliveries_by_order;
+    DROP INDEX deliveries_by_instance;
+    DROP INDEX deliveries_by_user;
+    DROP INDEX deliveries_by_app;
+",
 ];
 
 /// Why a file cannot be brought up to date.
@@ -378,9 +396,9 @@ mod tests {
     }
 
     /// The fourth step writes the deliveries anew: with the same columns, in the same order, and the same
-    /// indexes, but that of keys.
+    /// indexes, but that of keys. The fifth drops those of names.
     #[test]
-    fn a_file_of_the_third_version_loses_nothing_but_the_index_of_keys() {
+    fn a_file_of_the_third_version_loses_nothing_but_the_indexes_of_keys_and_names() {
         let connection = first();
         connection.execute_batch(&STEPS[1..3].concat()).unwrap();
         connection.pragma_update(None, "user_version", 3).unwrap();
@@ -390,12 +408,14 @@ mod tests {
             texts.collect::<rusqlite::Result<Vec<_>>>().unwrap()
         };
         let columns = "SELECT format('%s %s %d', name, type, \"notnull\") FROM pragma_table_info('deliveries')";
-        let indexes = "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY sql";
+        let indexes = "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL AND name NOT IN
+                           ('deliveries_by_order', 'deliveries_by_instance', 'deliveries_by_user', 'deliveries_by_app')
+                       ORDER BY sql";
         let rows = "SELECT format('%d %s %s', id, hex(key), coalesce(order_id, '-')) FROM deliveries ORDER BY id";
         let before = [columns, indexes, rows].map(texts);
         assert!(migrate(&connection).is_ok() && check(&connection).is_ok());
         assert_eq!([columns, indexes, rows].map(texts), before);
-        assert_eq!(before.map(|texts| texts.len()), [41, 12, 2]);
+        assert_eq!(before.map(|texts| texts.len()), [41, 8, 2]);
 
         let key = DeliveryKey::from_slice(&[0; 32]).unwrap();
         let order = |session: &Session<'_>| rows::entry_at(session, &key).unwrap().unwrap().1.order_id;

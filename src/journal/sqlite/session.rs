@@ -70,6 +70,20 @@ impl Deref for Session<'_> {
     }
 }
 
+/// Does something in a transaction of its own, whole or not at all.
+pub(super) fn in_transaction(
+    connection: &Connection,
+    work: impl FnOnce() -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let done = work().and_then(|()| connection.execute_batch("COMMIT"));
+    if done.is_err() && !connection.is_autocommit() {
+        // What is told is why it failed; a rollback that fails too adds nothing.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    done
+}
+
 /// A statement that stays prepared.
 #[derive(Default)]
 pub(super) struct Kept<'c>(RefCell<Option<Statement<'c>>>);

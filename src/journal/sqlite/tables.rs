@@ -5,9 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
-use super::keys;
 use super::rows::{self, Numbered, Place};
 use super::session::Session;
+use super::{keys, names};
 use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
 use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Ruling, Step};
@@ -175,6 +175,7 @@ pub(super) fn prune(connection: &Connection, retention: &Retention) -> rusqlite:
     for id in &old {
         connection.prepare_cached("DELETE FROM attempts WHERE delivery = ?1")?.execute([id])?;
         connection.prepare_cached("DELETE FROM aliases WHERE delivery = ?1")?.execute([id])?;
+        names::remove(connection, *id)?;
         // Whose an instance is goes with the delivery that made it.
         let sql = "DELETE FROM deliveries WHERE id = ?1 RETURNING owns IS NOT NULL, key";
         let removed = |row: &Row<'_>| Ok((row.get::<_, bool>(0)?, row.get::<_, Vec<u8>>(1)?));

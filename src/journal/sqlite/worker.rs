@@ -9,15 +9,21 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::keys::{self, Latest};
+use super::names;
 use super::queue::{self, Receiver, Sender, Turn};
 use super::session::Session;
 use crate::journal::store::{Answer, Unavailable};
+use crate::throttle::Throttle;
+
+/// Between two lines that say that new deliveries cannot be indexed.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Told the size of each batch that was written.
 pub(super) type OnBatch = Arc<dyn Fn(usize) + Send + Sync>;
@@ -79,13 +85,13 @@ impl Worker {
         let answers = Answers(Handle::try_current().ok());
         Self::spawn("journal-write", move |queue| {
             let session = Session::new(&connection, latest);
-            let mut batch = Vec::new();
+            let (mut batch, complaints) = (Vec::new(), Throttle::new(COMPLAIN_AGAIN));
             while queue.gather(&mut batch) {
                 on_batch(batch.len());
                 match check() {
                     Ok(()) => {
                         write(&session, &mut batch, &answers);
-                        keys::index_some(&session);
+                        index(&session, &complaints);
                     }
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
@@ -172,6 +178,20 @@ fn write(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>, answers: &Answers
     }
 }
 
+/// Puts some of the latest deliveries into the indexes that need not hold them at once, if it is this
+/// process that makes deliveries.
+fn index(session: &Session<'_>, complaints: &Throttle) {
+    // After a transaction that could not be undone, the next batch tries that first.
+    if !matches!(session.latest, Latest::All(_)) || !session.is_autocommit() {
+        return;
+    }
+    if let Err(error) = keys::index_some(session).and_then(|()| names::index_some(session))
+        && complaints.passes()
+    {
+        tracing::warn!(%error, "new deliveries cannot be indexed: until they can, memory and searches grow with them");
+    }
+}
+
 /// Gives the answers.
 struct Answers(Option<Handle>);
 
@@ -246,6 +266,8 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::journal::sqlite::keys::Maker;
+    use crate::journal::sqlite::schema;
 
     fn writer() -> Worker {
         let connection = Connection::open_in_memory().unwrap();
@@ -327,5 +349,20 @@ mod tests {
         assert_eq!(after.await, Ok(1));
         let sum = writer.ask(|connection| connection.query_row("SELECT sum(number) FROM notes", [], |row| row.get(0)));
         assert_eq!(sum.await, Ok(4_i64));
+    }
+
+    #[tokio::test]
+    async fn some_of_many_deliveries_are_indexed_between_two_batches() {
+        let connection = Connection::open_in_memory().unwrap();
+        assert!(schema::migrate(&connection).is_ok());
+        names::tests::copies(&connection, 20_000);
+        let maker = Maker::begin(&connection).unwrap();
+        let writer = Worker::writer(connection, Latest::All(maker), Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap();
+        let indexed = |session: &Session<'_>| {
+            let sql = "SELECT (SELECT count(*) FROM keys) > 0, (SELECT count(*) FROM names) > 0";
+            session.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+        };
+        assert_eq!(writer.ask(indexed).await, Ok((false, false)));
+        assert_eq!(writer.ask(indexed).await, Ok((true, true)));
     }
 }
