@@ -265,22 +265,24 @@ def resident(house):
     return found
 
 
-def scale(house, count):
-    """One thread and 64 connections, two threads and 2,000; nothing is pinned, in either."""
+def scale(house, rounds_):
+    """One thread and 64 connections, two threads and 2,000, and what the same crowd costs the others;
+    nothing is pinned."""
     backend = house.backend()
     house.pins = False
     limits = f"limits.in_flight = {2 * CROWD}"
     one = house.spigate("one-thread", backend, threads=1, limits=limits)
     two = house.spigate("two-threads", backend, threads=2, limits=limits)
-    loads = [
-        Candidate("1 thread, 64 connections", Load(house, one, 64)),
-        Candidate("1 thread, 2,000 connections", Load(house, one, CROWD)),
-        Candidate("2 threads, 64 connections", Load(house, two, 64)),
-        Candidate("2 threads, 2,000 connections", Load(house, two, CROWD)),
-    ]
+    made = {"spigate, 1 thread": one, "spigate, 2 threads": two}
+    if shutil.which("nginx"):
+        made[f"{NGINX}, 1 worker"] = house.nginx("plain-scale", backend)
+    if shutil.which("haproxy"):
+        made[f"{HAPROXY}, 1 thread"] = house.haproxy("haproxy-scale", backend)
+    loads = [Candidate(f"{name}, {count:,} connections", Load(house, server, count))
+             for name, server in made.items() for count in (CONNECTIONS, CROWD)]
     for candidate in loads:
         candidate.load.slice(0.5)
-    samples = rounds(count, loads, lambda candidate: candidate.load.slice(SLICE))
+    samples = rounds(rounds_, loads, lambda candidate: candidate.load.slice(SLICE))
     for candidate in loads:
         candidate.load.close()
     return {name: [one.cpu_us for one in slices] for name, slices in samples.items()}

@@ -27,6 +27,16 @@ def ratios(values, base):
     return [value / reference for value, reference in zip(values, base)]
 
 
+def scale_of_others(scale):
+    """What 2,000 connections cost the proxies that do nothing else, by what 64 cost them."""
+    told = ""
+    for name in ("nginx plain, 1 worker", "HAProxy plain, 1 thread"):
+        crowd, few = (scale.get(f"{name}, {count} connections") for count in ("2,000", "64"))
+        if crowd and few:
+            told += f"; {name}: {statistics.median(ratios(crowd, few)):.2f}"
+    return told
+
+
 def table(results):
     """The rows, in order; what was not measured is said to be."""
     rows = []
@@ -74,9 +84,9 @@ def table(results):
     else:
         rows.append(Row("6", "", "flat over an hour of load", "`scripts/soak` says", None))
     scale = results.get("scale")
-    names = ("2 threads, 2,000 connections", "1 thread, 64 connections")
+    names = ("spigate, 2 threads, 2,000 connections", "spigate, 1 thread, 64 connections")
     add("7", "scale", "2 threads, 2,000 connections ≤ 1.2 × 1 thread, 64 connections",
-        scale and ratios(*(scale[name] for name in names)), 1.2)
+        scale and ratios(*(scale[name] for name in names)), 1.2, more=scale_of_others(scale or {}))
     core = results.get("core")
     more = f"; {core['instructions']:.0f} instructions with SHA-256 in software" if core and "instructions" in core else ""
     add("8", "pure core", "≤ 1.0 µs", core and [nanos / 1000 for nanos in core["ns"]], 1.0, more=more)
