@@ -59,8 +59,8 @@ def main():
                         f"{', '.join(PARTS)}; of growth {', '.join(growth.SERIES)}")
     parser.add_argument("--only", metavar="WORDS", action="append", help="measures the CPU time and latency of those "
                         "candidates only whose names hold these words; may be given again; keeps no results")
-    parser.add_argument("--optimized", metavar="FILE", help="measures this program, which scripts/release has built, "
-                        "instead of what cargo builds")
+    parser.add_argument("--optimized", metavar="FILE", help="measures this program as well, which scripts/release "
+                        "has built")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of growth: most rows of a journal")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="of pages: how many are in the journal")
     parser.add_argument("--readme", action="store_true", help="writes the tables into README and docs")
@@ -71,7 +71,7 @@ def main():
     binaries = {"spigate": program(options.binaries, "spigate")} | {
         name: program(os.path.join(options.binaries, "examples"), name) for name in ("load", "bare_hyper", "core")}
     if options.optimized:
-        binaries["spigate"] = options.optimized
+        binaries["profiled"] = program(*os.path.split(os.path.realpath(options.optimized)))
     known = {"growth": list(growth.SERIES), "compare": PARTS}.get(options.what, ())
     options.parts = options.parts.split(",") if options.parts else None
     if unknown := set(options.parts or ()) - set(known):
@@ -106,7 +106,7 @@ def main():
         options.parts = options.parts or ["cpu", "latency"]
     # A whole run begins anew; parts are added to what is there.
     results = report.load("bench.json") if options.parts and not options.only else {}
-    results["about"] = report.about(binaries) | {"optimized": bool(options.optimized)}
+    results["about"] = report.about(binaries)
     for part in PARTS:
         if part in (options.parts or PARTS):
             print(part, file=sys.stderr, flush=True)

@@ -38,6 +38,14 @@ TLS, REPLAYED = "spigate, headers, TLS", "spigate, replayed order"
 STATELESS_MANY = f"spigate, headers, {MANY} connections"
 DURABLE = f"spigate, durable distinct orders, {MANY} connections"
 
+
+def by_profile(name):
+    """The same candidate, of the build that scripts/release makes."""
+    return name.replace("spigate", "spigate by profile", 1)
+
+
+PROFILED = (PATH1, PATH2, STATELESS_MANY, DURABLE)
+
 DOES = {
     NGINX: "proxies, nothing else",
     LUA: "verifies, checks freshness, fields and the reply",
@@ -50,7 +58,7 @@ DOES = {
     REPLAYED: "answers from the journal",
     STATELESS_MANY: "everything but the journal; metrics on",
     DURABLE: "everything: two flushes of the disk for an order",
-}
+} | {by_profile(name): "the same, built by `scripts/release`" for name in PROFILED}
 
 
 @dataclass
@@ -119,6 +127,11 @@ def verifying(house, backend):
     made[BARE] = house.bare_hyper(f"bare-{backend.port}", backend), False
     made[PATH1] = house.spigate(f"headers-{backend.port}", backend), True
     made[PATH2] = house.spigate(f"json-{backend.port}", backend, send="json", access=True), True
+    if "profiled" in house.binaries:
+        build = {"program": "profiled"}
+        made[by_profile(PATH1)] = house.spigate(f"headers-profiled-{backend.port}", backend, **build), True
+        made[by_profile(PATH2)] = house.spigate(f"json-profiled-{backend.port}", backend, send="json", access=True,
+                                                **build), True
     return made
 
 
@@ -160,6 +173,10 @@ def candidates(house, orders=40_000, only=None):
     add(REPLAYED, durable, CONNECTIONS)
     add(STATELESS_MANY, made[PATH1], MANY)
     add(DURABLE, durable, MANY, orders=orders)
+    if "profiled" in house.binaries:
+        add(by_profile(STATELESS_MANY), made[by_profile(PATH1)], MANY)
+        add(by_profile(DURABLE), house.spigate("durable-profiled", backend, once=True, program="profiled"), MANY,
+            orders=orders)
     left_out = [candidate for candidate in loads if only and not any(words in candidate.name for words in only)]
     for candidate in left_out:
         candidate.load.close()
@@ -197,7 +214,8 @@ def latency(house, count, only=None):
     """At fixed rates; and what the disk's own flush takes in between."""
     flushes = Flush(house.path("flush"))
     with candidates(house, only=only) as loads:
-        loads = [candidate for candidate in loads if candidate.name not in (REFUSED, STATELESS_MANY)]
+        loads = [candidate for candidate in loads
+                 if candidate.name not in (REFUSED, STATELESS_MANY, by_profile(STATELESS_MANY))]
         samples = rounds(count, loads, lambda candidate: candidate.load.slice(1.5, RATE))
         by_name = {candidate.name: candidate.load for candidate in loads}
         low, flush = {name: [] for name in (PATH1, DURABLE) if name in by_name}, []
@@ -244,10 +262,12 @@ def resident(house):
         PATH1: lambda: house.spigate("headers-memory", backend, limits=limits),
         PATH2: lambda: house.spigate("json-memory", backend, send="json", access=True, limits=limits),
         REPLAYED: lambda: house.spigate("durable-memory", backend, once=True, limits=limits),
+        by_profile(PATH1): lambda: house.spigate("profiled-memory", backend, limits=limits, program="profiled"),
     }
     found = {}
     for name, begin in start.items():
-        needs = {NGINX: shutil.which("nginx"), LUA: servers.has_lua(), HAPROXY: shutil.which("haproxy")}
+        needs = {NGINX: shutil.which("nginx"), LUA: servers.has_lua(), HAPROXY: shutil.which("haproxy"),
+                 by_profile(PATH1): "profiled" in house.binaries}
         if not needs.get(name, True):
             continue
         server = begin()

@@ -31,6 +31,7 @@ CHINESE = {
     compare.STATELESS_MANY: "spigate，`headers`，256 个连接",
     compare.DURABLE: "spigate，持久投递，订单各不相同，256 个连接",
 }
+CHINESE |= {compare.by_profile(name): f"{CHINESE[name]}（`scripts/release` 构建）" for name in compare.PROFILED}
 
 
 def said(*command):
@@ -63,8 +64,7 @@ def about(binaries):
 def heading(results):
     told = results["about"]
     other = f"; busy with other work before the run: {told['busy_percent']} %" if told.get("busy_percent", 0) > 2 else ""
-    build = ", built by scripts/release" if told.get("optimized") else ""
-    return (f"{told['date']}, {told['spigate']} ({told['commit']}{build}), nginx {told['nginx']}, HAProxy {told['haproxy']}; "
+    return (f"{told['date']}, {told['spigate']} ({told['commit']}), nginx {told['nginx']}, HAProxy {told['haproxy']}; "
             f"{told['cores']} cores of {told['cpu']}, Linux {told['kernel']}{other}")
 
 

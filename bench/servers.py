@@ -182,8 +182,9 @@ backend b
         return Server(self, name, command, port, self.proxy_core)
 
     def spigate(self, name, backend, send="headers", access=False, once=False, apps=1, limits="", tls=None,
-                threads=None, cores=None, journal=None):
-        """`apps`: so many, of which the last has the path that is asked for; `tls`: (certificate, key)."""
+                threads=None, cores=None, journal=None, program="spigate"):
+        """`apps`: so many, of which the last has the path that is asked for; `tls`: (certificate, key);
+        `program`: "spigate", or "profiled" for the build of scripts/release."""
         port, admin = free_port(), free_port()
         journal = journal or self.path(f"{name}.db")
         text = f'listen.address = "127.0.0.1:{port}"\nadmin.address = "127.0.0.1:{admin}"\n'
@@ -206,7 +207,7 @@ backend = {{ url = "http://127.0.0.1:{backend.port}/spi", send = "{send}" }}
 """
         config = self.write(f"{name}.toml", text)
         environment = {"TOKIO_WORKER_THREADS": str(threads)} if threads else None
-        server = Server(self, name, [self.program("spigate"), "serve", "--config", config], port,
+        server = Server(self, name, [self.program(program), "serve", "--config", config], port,
                         cores or self.proxy_core, environment, patience=120)
         server.admin, server.config = admin, config
         deadline = time.monotonic() + 120

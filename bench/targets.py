@@ -4,7 +4,7 @@ rounds. Printed by every full run; passes and fails nothing."""
 import statistics
 from dataclasses import dataclass
 
-from compare import BARE, DURABLE, LUA, NGINX, PATH1, PATH2, REFUSED, REPLAYED, STATELESS_MANY
+from compare import BARE, DURABLE, LUA, NGINX, PATH1, PATH2, REFUSED, REPLAYED, STATELESS_MANY, by_profile
 
 MIB = 1024 * 1024
 
@@ -95,6 +95,14 @@ def table(results):
     start = results.get("start")
     add("9", "start to ready, 100 apps", "≤ 50 ms", start and start["ms"], 50, "{:.0f}")
     add("9", "binary", "≤ 20 MB", start and [start["binary_bytes"] / 1e6], 20, "{:.1f}")
+    if by_profile(PATH1) in cpu:
+        built = "{}, built by `scripts/release`".format
+        add("1", built("stateless, headers"), "≤ 1.0 × nginx plain (first release ≤ 1.2)", ratio(by_profile(PATH1), NGINX), 1.0)
+        add("1", "", "≤ 0.55 × nginx + Lua", ratio(by_profile(PATH1), LUA), 0.55)
+        add("1", "", "≤ 1.1 × bare hyper", ratio(by_profile(PATH1), BARE), 1.1)
+        add("2", built("stateless, json, access log"), "≤ 1.25 × nginx plain", ratio(by_profile(PATH2), NGINX), 1.25)
+        add("4", built("durable"), "throughput ≥ 0.4 × stateless, of the same build",
+            ratio(by_profile(DURABLE), by_profile(STATELESS_MANY), "rate"), 0.4, less=False)
     return rows
 
 
