@@ -106,7 +106,7 @@ def run(binaries, options):
     with House(binaries, options.directory) as house:
         backend, journal = house.backend(), house.path("pages.db")
         server = house.spigate("pages-seed", backend, once=True, journal=journal)
-        for order in ("ord-first", "ord-last"):
+        for order in ("ord-000000000001", "ord-000000000002"):
             query = sign(dict(CREATE, order_id=order, time_stamp=now()))
             if get(f"http://127.0.0.1:{server.port}/spi?{query}")[0] != 200:
                 sys.exit("the first order was not delivered")
