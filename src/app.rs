@@ -11,6 +11,10 @@ use crate::stage::normalize::Template;
 pub struct App {
     /// What the configuration says.
     pub config: AppConfig,
+    /// Its name, for whatever outlives its requests.
+    pub name: Arc<str>,
+    /// The names of its dialect's actions, in their order, for the same.
+    pub actions: Box<[Arc<str>]>,
     /// Its backend, if it has one.
     pub backend: Option<Arc<Backend>>,
     /// Its metrics.
@@ -41,6 +45,8 @@ impl App {
         let keys = config.keys.iter().map(|key| key.id.as_str());
         let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);
         let template = Template::new(&config);
-        Ok(Self { config, backend, metrics, template })
+        let name = config.name.as_str().into();
+        let actions = config.dialect.actions.iter().map(|action| action.name.as_str().into()).collect();
+        Ok(Self { config, name, actions, backend, metrics, template })
     }
 }

@@ -30,7 +30,7 @@ pub struct Exchange {
     /// Whether it is a trial run.
     pub debug: Option<bool>,
     /// The order's number.
-    pub order_id: Option<String>,
+    pub order_id: Option<Arc<str>>,
     /// The instance that it is about, or that it made.
     pub instance_id: Option<String>,
     /// How its delivery ended; none if it was refused before.
@@ -54,11 +54,11 @@ impl Exchange {
     /// unauthenticated caller claims does not belong into logs and labels.
     pub fn learn(&mut self, app: &App, checked: &Checked) {
         let dialect = &*app.config.dialect;
-        let text = |field: Option<usize>| field.and_then(|field| checked.request().text(field)).map(str::to_owned);
+        let text = |field: Option<usize>| field.and_then(|field| checked.request().text(field));
         self.action = Some(checked.request().action_index());
         self.debug = Some(checked.request().is_debug(dialect));
-        self.order_id = text(dialect.order);
-        self.instance_id = text(dialect.instance);
+        self.order_id = text(dialect.order).map(Arc::from);
+        self.instance_id = text(dialect.instance).map(str::to_owned);
     }
 
     /// Learns how a request of an app ended that is observed only: whether it would have been

@@ -23,7 +23,7 @@ use crate::config::TestConnection;
 use crate::delivery::{Delivery, Outcome};
 use crate::dialect::ActionKind;
 use crate::exchange::{Answer, Exchange, Verdict};
-use crate::journal::entry::{Ask, Lifecycle};
+use crate::journal::entry::{Ask, Lifecycle, Subject};
 use crate::journal::key::{self, DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use crate::metrics::{CountPanic, InFlight, Metrics};
 use crate::observe::{self, AnswerLayer, Observer};
@@ -275,48 +275,55 @@ impl Gateway {
             return Ok(attempt(to, checked, metrics, request_id, go, answer_by).await);
         }
         let order = Order {
-            ask: Arc::new(self.ask(served, app, &checked, key, caller)),
+            ask: Arc::new(self.ask(served, app, &checked, key, caller, story)),
             dialect: Arc::clone(&config.dialect),
             action: checked.request().action_index(),
             deadline: answer_by,
-            slot: Arc::new(slot),
+            slot,
         };
         let call_by = caller.at + backend.config.timeout;
-        let id = request_id.clone();
         let first = move |go: Go| {
             Box::pin(async move {
                 let _panics = CountPanic::new(&metrics.panics);
-                attempt(to, checked, metrics, id, go, call_by).await
+                attempt(to, checked, metrics, request_id, go, call_by).await
             })
         };
-        let story = story.clone();
-        let unheard = move |delivery: &Delivery| observe::unheard(&request_id, &story, delivery);
-        // On the heap: a request that is only passed on needs no room for it.
-        Box::pin(self.deliveries.once(order, first, unheard)).await
+        self.deliveries.once(order, first, observe::unheard).await
     }
 
     /// What a request asks of the journal.
-    fn ask(&self, served: &Served, app: &App, checked: &Checked, base: DeliveryKey, caller: &Arrival) -> Ask {
+    fn ask(
+        &self,
+        served: &Served,
+        app: &App,
+        checked: &Checked,
+        base: DeliveryKey,
+        caller: &Arrival,
+        story: &Exchange,
+    ) -> Ask {
         let (config, dialect, request) = (&app.config, &*app.config.dialect, checked.request());
         let journal = self.deliveries.journal();
-        let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(str::to_owned);
+        let text = |field: Option<usize>| field.and_then(|field| request.text(field)).map(Arc::from);
         let kind = request.action(dialect).kind;
         let by_instance =
             dialect.instance.is_some() && key::dedupe(dialect, request).map(|(field, _)| field) == dialect.instance;
         let fingerprint = Fingerprint::of(dialect, request);
         let lookalike = config.join_lookalikes.then(|| Lookalike::of(&config.name, dialect, request, &fingerprint));
-        Ask {
-            base,
+        let subject = Subject {
             origin: Origin::of(&config.name, dialect, request, checked.signature()),
             lookalike: lookalike.flatten(),
             fingerprint,
             extras: Extras::of(dialect, request),
-            app: config.name.clone(),
-            action: request.action(dialect).name.clone(),
+            app: Arc::clone(&app.name),
+            action: Arc::clone(&app.actions[request.action_index()]),
             debug: request.is_debug(dialect),
-            order_id: text(dialect.order),
+            order_id: story.order_id.clone(),
             instance_id: text(dialect.instance),
             user_id: text(dialect.user),
+        };
+        Ask {
+            base,
+            subject: Arc::new(subject),
             lifecycle: match kind {
                 ActionKind::Expire | ActionKind::Delete if by_instance => {
                     Lifecycle::Ends { replay_for: served.lifecycle_replay }
@@ -327,7 +334,7 @@ impl Gateway {
             hold: config.hold_unconfirmed,
             instance_must_be_new: kind == ActionKind::Create,
             claimant: journal.claimant(),
-            request_id: caller.id.to_str().unwrap_or("-").to_owned(),
+            request_id: caller.id.to_str().unwrap_or("-").into(),
             now: clock::now(),
         }
     }

@@ -7,6 +7,7 @@
 //! - `visit.rs`, `view.rs`, `redact.rs`, `select.rs`, `resolve.rs`: for those who look at it, and
 //!   decide what only they know
 //! - `store.rs`: what a store has to do; `memory.rs`, `sqlite.rs` and `postgres.rs` do it
+//! - `answer.rs`: what comes back from one
 //! - `vault.rs`: replies at rest are sealed
 //! - `health.rs`: whether the journal can be used
 //! - `running.rs`: the attempts that run in this process
@@ -14,6 +15,7 @@
 //!
 //! [`Journal`] puts them together for the stop that claims (`stage/claim.rs`).
 
+pub mod answer;
 pub mod entry;
 pub mod health;
 pub mod key;
@@ -35,6 +37,7 @@ pub mod visit;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -70,7 +73,7 @@ pub struct Journal {
     metrics: Arc<Metrics>,
     health: Health,
     /// This process, in claims.
-    gateway: String,
+    gateway: Arc<str>,
     claims: AtomicI64,
     /// The apps whose replies cannot all be opened, as they were last told of.
     locked_out: watch::Sender<Vec<LockedOut>>,
@@ -126,7 +129,7 @@ impl Journal {
             }
             #[cfg(feature = "postgres")]
             Location::Postgres(url) => {
-                let store = postgres::PostgresStore::new(url, gateway.clone(), config.journal.lease)
+                let store = postgres::PostgresStore::new(url, Arc::clone(&gateway), config.journal.lease)
                     .map_err(|error| format!("journal.url: {error}"))?;
                 match store.open().await {
                     Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("journal.url: {warning}")),
@@ -151,7 +154,7 @@ impl Journal {
     }
 
     /// A journal over a store that is open.
-    pub fn over(store: Arc<dyn Store>, gateway: String, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn over(store: Arc<dyn Store>, gateway: Arc<str>, config: &Config, metrics: Arc<Metrics>) -> Arc<Self> {
         // From zero, so that an alert sees the first one rise.
         for app in &config.apps {
             metrics.duplicate_confirmations.with_label_values(&[&app.name]);
@@ -198,7 +201,7 @@ impl Journal {
 
     /// A claimant that nobody else is.
     pub fn claimant(&self) -> Claimant {
-        Claimant { gateway: self.gateway.clone(), number: self.claims.fetch_add(1, Ordering::Relaxed) + 1 }
+        Claimant { gateway: Arc::clone(&self.gateway), number: self.claims.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
     /// Claims a delivery; durable once it comes back.
@@ -233,11 +236,11 @@ impl Journal {
             ending,
             now: clock::now(),
         };
-        self.vital("finish", self.store.finish(Arc::new(end))).await
+        self.vital("finish", self.store.finish(end)).await
     }
 
     async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
-        self.vault.seal(&*self.store, &claim.ask.app, &claim.key, reply, clock::now()).await
+        self.vault.seal(&*self.store, &claim.ask.subject.app, &claim.key, reply, clock::now()).await
     }
 
     /// Opens a recorded reply.
@@ -245,7 +248,7 @@ impl Journal {
     /// # Errors
     /// The journal is down.
     pub async fn open_reply(&self, entry: &Entry, sealed: &Sealed) -> Result<Option<Bytes>, Unavailable> {
-        Ok(match self.vault.open(&*self.store, &entry.app, &entry.key, sealed).await? {
+        Ok(match self.vault.open(&*self.store, &entry.subject.app, &entry.key, sealed).await? {
             Opened::Reply(reply) => Some(reply),
             Opened::Lost => None,
         })
@@ -433,14 +436,23 @@ impl Journal {
         let _ = self.timed("close", self.store.close()).await;
     }
 
-    async fn timed<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
+    async fn timed<T>(
+        &self,
+        operation: &str,
+        answer: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
         let begun = Instant::now();
         let result = answer.await;
+        self.note(operation, begun, &result);
+        result
+    }
+
+    /// Counts what an operation came to, and how long it took.
+    fn note<T>(&self, operation: &str, begun: Instant, result: &Result<T, Unavailable>) {
         self.metrics.journal_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
         if result.is_err() {
             self.metrics.journal_errors.with_label_values(&[operation]).inc();
         }
-        result
     }
 
     /// The same, for what deliveries depend on: unless it may be this one's own fault, the journal
@@ -454,11 +466,6 @@ impl Journal {
         }
         result
     }
-
-    async fn answered(&self, key: DeliveryKey) {
-        // Not knowing costs an alarm, not an order.
-        let _ = self.timed("answered", self.store.answered(key, clock::now())).await;
-    }
 }
 
 /// The end of an attempt before its reply is sealed.
@@ -467,7 +474,7 @@ pub enum Outgoing {
     /// The backend did it.
     Confirmed {
         /// The instance id that the reply names.
-        instance_id: Option<String>,
+        instance_id: Option<Arc<str>>,
         /// The reply.
         reply: Bytes,
     },
@@ -497,13 +504,18 @@ impl Receipt {
 
     /// The platform is being answered with success.
     pub fn given(&self) {
-        let Self { journal, key } = self.clone();
-        let tasks = journal.receipts.clone();
-        let mut answered = Box::pin(async move { journal.answered(key).await });
+        let begun = Instant::now();
+        let mut answered = self.journal.store.answered(self.key, clock::now());
         // On its way before the answer is: whoever has that may ask for the same once more at
         // once, and must not be taken for somebody who was never answered.
-        if (&mut answered).now_or_never().is_none() {
-            tasks.spawn(answered);
+        // Not knowing costs an alarm, not an order.
+        match (&mut answered).now_or_never() {
+            Some(result) => self.journal.note("answered", begun, &result),
+            None => {
+                let journal = Arc::clone(&self.journal);
+                let rest = async move { journal.note("answered", begun, &answered.await) };
+                self.journal.receipts.spawn(rest);
+            }
         }
     }
 }
@@ -514,7 +526,7 @@ impl fmt::Debug for Receipt {
     }
 }
 
-fn random_name() -> Result<String, String> {
+fn random_name() -> Result<Arc<str>, String> {
     let bytes = getrandom::u64().map_err(|error| format!("no random numbers: {error}"))?;
-    Ok(format!("{bytes:016x}"))
+    Ok(format!("{bytes:016x}").into())
 }

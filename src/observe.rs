@@ -21,7 +21,8 @@ use crate::access_log::{self, AccessLog, Line};
 use crate::clock;
 use crate::companion::{self, Contract};
 use crate::delivery::{Delivery, Outcome};
-use crate::exchange::{Answer as Words, Exchange, Verdict};
+use crate::exchange::{Answer as Words, Verdict};
+use crate::journal::entry::Ask;
 use crate::metrics::{AnswerMetrics, Metrics, UNKNOWN};
 use crate::peer::{Arrival, X_REQUEST_ID};
 use crate::rejection::Rejection;
@@ -123,19 +124,18 @@ impl Observer {
 
 /// Logs a delivery whose caller hung up or was answered 504 before it ended: what became of the
 /// order has no access line to stand in.
-pub fn unheard(request_id: &HeaderValue, story: &Exchange, delivery: &Delivery) {
-    let app = story.app.as_deref();
-    let action = app.zip(story.action).map(|(app, action)| app.config.dialect.actions[action].name.as_str());
+pub fn unheard(ask: &Ask, delivery: &Delivery) {
+    let subject = &*ask.subject;
     let rejection = delivery.answer.as_ref().err();
     tracing::warn!(
-        request_id = request_id.to_str().unwrap_or("-"),
-        app = app.map(|app| app.config.name.as_str()),
-        action,
-        debug = story.debug,
-        order_id = story.order_id,
+        request_id = &*ask.request_id,
+        app = &*subject.app,
+        action = &*subject.action,
+        debug = subject.debug,
+        order_id = subject.order_id.as_deref(),
         delivery = delivery.recorded.map(|(key, _)| key.idempotency_key()),
         attempt = delivery.recorded.map(|(_, attempt)| attempt),
-        instance_id = delivery.instance_id.as_ref().or(story.instance_id.as_ref()),
+        instance_id = delivery.instance_id.as_deref().or(subject.instance_id.as_deref()),
         outcome = delivery.outcome.as_str(),
         code = rejection.map(Rejection::code),
         backend_ms = delivery.backend_time.map(access_log::milliseconds),

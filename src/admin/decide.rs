@@ -290,9 +290,9 @@ async fn take(
         let (entry, next) = journal.resolve(&app, &whole, verdict, author.clone()).await?;
         // Here, where it is recorded: nobody decides without a trace by hanging up.
         tracing::warn!(
-            app = entry.app,
-            action = entry.action,
-            order_id = entry.order_id,
+            app = &*entry.subject.app,
+            action = &*entry.subject.action,
+            order_id = entry.subject.order_id.as_deref(),
             delivery = entry.key.idempotency_key(),
             decision = name,
             by = author.by,

@@ -121,18 +121,19 @@ impl Row {
     pub(super) fn new(desk: &Desk, words: &'static Words, entry: &Entry, now: Timestamp) -> Self {
         let id = entry.key.idempotency_key();
         let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref());
-        let instance = made.or(entry.instance_id.as_deref());
+        let subject = &*entry.subject;
+        let instance = made.or(subject.instance_id.as_deref());
         let standing = Means::of(desk, words, entry);
         Self {
-            name: entry.order_id.as_deref().or(instance).map_or_else(|| id.clone(), plain),
+            name: subject.order_id.as_deref().or(instance).map_or_else(|| id.clone(), plain),
             id,
             received: format!("{:.3}", entry.received_at),
             received_short: short(entry.received_at),
             ago: words.ago(now.as_second() - entry.received_at.as_second()),
-            app: plain(&entry.app),
-            action: plain(&entry.action),
+            app: plain(&subject.app),
+            action: plain(&subject.action),
             instance: instance.map(plain).unwrap_or_default(),
-            debug: entry.debug,
+            debug: subject.debug,
             state: standing.state,
             tone: standing.tone,
             attempts: entry.latest.number,
@@ -156,7 +157,7 @@ impl Means {
     fn of(desk: &Desk, words: &'static Words, entry: &Entry) -> Self {
         let refused = entry.latest.ended.as_ref().is_some_and(|ended| ended.outcome == AttemptOutcome::Refused);
         let retried = entry.decision.as_ref().is_some_and(|decision| decision.what == "retry");
-        let is_held = || desk.app(&entry.app).is_some_and(|app| app.hold_unconfirmed);
+        let is_held = || desk.app(&entry.subject.app).is_some_and(|app| app.hold_unconfirmed);
         let (state, tone, meaning) = match entry.state {
             Standing::Running => (words.running, "plain", words.running_means),
             Standing::Open if retried => (words.open_decided, "plain", words.open_means),
@@ -348,7 +349,7 @@ impl Turn {
             Some(AttemptOutcome::Unconfirmed) => ("bad", words.attempt_unconfirmed),
             Some(AttemptOutcome::Duplicate) => ("bad", words.duplicate),
         };
-        let text = |text: Option<&String>| text.map(|text| plain(text)).unwrap_or_default();
+        let text = |text: Option<&str>| text.map(plain).unwrap_or_default();
         Self {
             number: attempt.number,
             tone,
@@ -358,10 +359,10 @@ impl Turn {
             took: milliseconds(attempt)
                 .map(|took| format!("{}.{:03} s", took / 1000, (took % 1000).abs()))
                 .unwrap_or_default(),
-            code: text(ended.and_then(|ended| ended.code.as_ref())),
-            rule: text(ended.and_then(|ended| ended.rule.as_ref())),
-            detail: text(ended.and_then(|ended| ended.detail.as_ref())),
-            instance: text(ended.and_then(|ended| ended.instance_id.as_ref())),
+            code: text(ended.and_then(|ended| ended.code.as_deref())),
+            rule: text(ended.and_then(|ended| ended.rule.as_deref())),
+            detail: text(ended.and_then(|ended| ended.detail.as_deref())),
+            instance: text(ended.and_then(|ended| ended.instance_id.as_deref())),
             request: plain(&attempt.request_id),
             gateway: plain(&attempt.claimant.gateway),
         }
@@ -437,7 +438,8 @@ pub(super) async fn show(
 
 fn facts(words: &'static Words, entry: &Entry) -> Vec<Fact> {
     let link = |name: &str, value: &str| format!("/deliveries?{}", Fields::default().query_with(&[(name, value)]));
-    let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
+    let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref());
+    let subject = &*entry.subject;
     let mut facts = Vec::new();
     let mut put = |name, value: Option<String>, href: Option<String>| {
         if let Some(value) = value {
@@ -445,19 +447,19 @@ fn facts(words: &'static Words, entry: &Entry) -> Vec<Fact> {
         }
     };
     for (label, name, value) in [
-        (words.app, "app", Some(&entry.app)),
-        (words.action, "action", Some(&entry.action)),
-        (words.order, "order_id", entry.order_id.as_ref()),
-        (words.instance, "instance_id", entry.instance_id.as_ref()),
-        (words.customer, "user_id", entry.user_id.as_ref()),
+        (words.app, "app", Some(&*subject.app)),
+        (words.action, "action", Some(&*subject.action)),
+        (words.order, "order_id", subject.order_id.as_deref()),
+        (words.instance, "instance_id", subject.instance_id.as_deref()),
+        (words.customer, "user_id", subject.user_id.as_deref()),
     ] {
-        put(label, value.map(|value| plain(value)), value.map(|value| link(name, value)));
+        put(label, value.map(plain), value.map(|value| link(name, value)));
     }
-    put(words.kind, Some(if entry.debug { words.trial } else { words.real }.to_owned()), None);
+    put(words.kind, Some(if subject.debug { words.trial } else { words.real }.to_owned()), None);
     put(words.cycle, (entry.cycle > 0).then(|| entry.cycle.to_string()), None);
     put(words.received, Some(short(entry.received_at)), None);
     put(words.confirmed_at, entry.confirmation.as_ref().map(|confirmation| short(confirmation.at)), None);
-    put(words.made_instance, made.map(|made| plain(made)), made.map(|made| link("instance_id", made)));
+    put(words.made_instance, made.map(plain), made.map(|made| link("instance_id", made)));
     let answered = entry.answered_at.map(short);
     let answered = answered.or((entry.state == Standing::Done).then(|| words.never.to_owned()));
     put(words.answered_at, answered, None);

@@ -138,7 +138,7 @@ fn with_roots_in(base: &Path, url: &str) -> String {
 /// What is wrong with a URL; never a part of it.
 #[cfg(feature = "postgres")]
 fn check_postgres(url: &Secret) -> Result<(), String> {
-    crate::journal::postgres::PostgresStore::new(url, String::new(), SHORTEST_LEASE).map(drop)
+    crate::journal::postgres::PostgresStore::new(url, "", SHORTEST_LEASE).map(drop)
 }
 
 #[cfg(not(feature = "postgres"))]

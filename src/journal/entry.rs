@@ -3,17 +3,18 @@
 //! Plain data that every store writes and reads; what may become of it is decided in
 //! `machine.rs`. Replies are sealed (`vault.rs`) before they come here.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
-/// A request for a delivery: what is to be delivered, and how the app wants it.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    /// The delivery, without a cycle.
-    pub base: DeliveryKey,
+/// What a delivery is about, as a request says it: of an entry, its first copy. It never changes, so
+/// whatever tells of it shares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
     /// The order behind it, debug or not.
     pub origin: Origin,
     /// What copies without an order number are recognised by, where the app asks for it.
@@ -23,17 +24,26 @@ pub struct Ask {
     /// What of it does not count.
     pub extras: Extras,
     /// The app.
-    pub app: String,
+    pub app: Arc<str>,
     /// The action's name.
-    pub action: String,
+    pub action: Arc<str>,
     /// Whether it is a trial run.
     pub debug: bool,
     /// The order's number.
-    pub order_id: Option<String>,
+    pub order_id: Option<Arc<str>>,
     /// The instance that the request is about.
-    pub instance_id: Option<String>,
+    pub instance_id: Option<Arc<str>>,
     /// The customer.
-    pub user_id: Option<String>,
+    pub user_id: Option<Arc<str>>,
+}
+
+/// A request for a delivery: what is to be delivered, and how the app wants it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The delivery, without a cycle.
+    pub base: DeliveryKey,
+    /// What is to be delivered.
+    pub subject: Arc<Subject>,
     /// What the action does to the instance's cycle.
     pub lifecycle: Lifecycle,
     /// Whether an unconfirmed delivery waits for the operator (`on_unconfirmed = "hold"`).
@@ -43,7 +53,7 @@ pub struct Ask {
     /// Who asks.
     pub claimant: Claimant,
     /// The request that asks.
-    pub request_id: String,
+    pub request_id: Arc<str>,
     /// When, by the gateway's clock. A store shared by several gateways takes its own.
     pub now: Timestamp,
 }
@@ -66,7 +76,7 @@ pub enum Lifecycle {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
     /// The serving process: random, made at its start.
-    pub gateway: String,
+    pub gateway: Arc<str>,
     /// Counts up.
     pub number: i64,
 }
@@ -76,28 +86,10 @@ pub struct Claimant {
 pub struct Entry {
     /// Its key, in its cycle.
     pub key: DeliveryKey,
-    /// The order behind it.
-    pub origin: Origin,
-    /// See [`Ask::lookalike`].
-    pub lookalike: Option<Lookalike>,
-    /// Its content.
-    pub fingerprint: Fingerprint,
-    /// What of its first copy does not count.
-    pub extras: Extras,
-    /// The app.
-    pub app: String,
-    /// The action's name.
-    pub action: String,
-    /// Whether it is a trial run.
-    pub debug: bool,
     /// Which of the instance's cycles; 0 unless the action ends one.
     pub cycle: u32,
-    /// The order's number.
-    pub order_id: Option<String>,
-    /// The instance that the request is about.
-    pub instance_id: Option<String>,
-    /// The customer.
-    pub user_id: Option<String>,
+    /// What its first copy asked for.
+    pub subject: Arc<Subject>,
     /// When its first copy came.
     pub received_at: Timestamp,
     /// When this entry last changed.
@@ -169,7 +161,7 @@ pub struct Attempt {
     /// Who made it.
     pub claimant: Claimant,
     /// The request that caused it.
-    pub request_id: String,
+    pub request_id: Arc<str>,
     /// When it was claimed.
     pub began_at: Timestamp,
     /// When its end was recorded.
@@ -184,13 +176,13 @@ pub struct Ended {
     /// In one word.
     pub outcome: AttemptOutcome,
     /// The rejection's code, or what else ended it ([`LEASE_LOST`], [`PROCESS_ENDED`]).
-    pub code: Option<String>,
+    pub code: Option<Cow<'static, str>>,
     /// The rule that the reply broke.
     pub rule: Option<String>,
     /// The cause for a human; never a value of the request or the reply.
     pub detail: Option<String>,
     /// The instance id that the reply named.
-    pub instance_id: Option<String>,
+    pub instance_id: Option<Arc<str>>,
 }
 
 /// The code of an attempt whose process lost its lease: it was stopped or cut off for too long.
@@ -240,7 +232,7 @@ pub struct Confirmation {
     /// When it was recorded.
     pub at: Timestamp,
     /// The instance id that the reply named.
-    pub instance_id: Option<String>,
+    pub instance_id: Option<Arc<str>>,
 }
 
 /// What the operator decided, and when.
@@ -271,7 +263,7 @@ pub struct Sealed {
 #[derive(Clone, Debug)]
 pub struct End {
     /// What was asked for. A delivery whose entry is gone by now is recorded anew from it.
-    pub ask: std::sync::Arc<Ask>,
+    pub ask: Arc<Ask>,
     /// The delivery.
     pub key: DeliveryKey,
     /// Its cycle.
@@ -292,7 +284,7 @@ pub enum Ending {
     /// The backend did it.
     Confirmed {
         /// The instance id that the reply names.
-        instance_id: Option<String>,
+        instance_id: Option<Arc<str>>,
         /// The reply.
         reply: Sealed,
     },
@@ -311,7 +303,7 @@ pub enum Ending {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reason {
     /// The rejection's code.
-    pub code: String,
+    pub code: Cow<'static, str>,
     /// The rule that the reply broke.
     pub rule: Option<String>,
     /// The cause for a human.

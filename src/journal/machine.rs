@@ -63,7 +63,7 @@ pub struct Change {
     /// What becomes of the cycle of the request's instance.
     pub cycle: CycleChange,
     /// An instance id that belongs to the entry's order from now on.
-    pub instance: Option<String>,
+    pub instance: Option<Arc<str>>,
     /// Another key that leads to the entry from now on: that of a copy without an order number,
     /// so that its byte-identical replay is known as well.
     pub alias: Option<DeliveryKey>,
@@ -106,7 +106,7 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
         let entry = Arc::new(entry);
         Step::Decided(Claimed { decision, entry }, Change { alias, ..Change::default() })
     };
-    if entry.fingerprint != ask.fingerprint {
+    if entry.subject.fingerprint != ask.subject.fingerprint {
         return keep(Decision::Conflict, entry);
     }
     let lost = entry.state == State::Running && lapsed;
@@ -119,7 +119,9 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
         State::Running => keep(Decision::Join, entry),
         State::Done => match ask.lifecycle {
             // Without an instance there is no cycle to raise.
-            Lifecycle::Ends { replay_for } if ask.instance_id.is_some() && is_older(&entry, replay_for, ask.now) => {
+            Lifecycle::Ends { replay_for }
+                if ask.subject.instance_id.is_some() && is_older(&entry, replay_for, ask.now) =>
+            {
                 Step::NextCycle
             }
             _ => keep(Decision::Replay, entry),
@@ -172,15 +174,22 @@ pub const INSTANCE_REUSED: &str = "instance_id_reused";
 /// An attempt ended. `known` is the entry, `earlier` the attempt that ended if it is in the
 /// history and not the latest, `taken` whether the confirmed instance id belongs to another
 /// order of the app.
-pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: &End) -> (Finished, Entry, Change) {
-    let mut entry = known.unwrap_or_else(|| {
+pub fn finish(
+    known: Option<Arc<Entry>>,
+    earlier: Option<Attempt>,
+    taken: bool,
+    end: &End,
+) -> (Finished, Arc<Entry>, Change) {
+    let mut shared = known.unwrap_or_else(|| {
         // Lost with the store's last moments, or removed. What the backend confirmed is not
         // lost with it.
         let mut entry = first(&end.ask, end.key, end.cycle);
         entry.latest.number = end.attempt;
         entry.latest.began_at = end.began_at;
-        entry
+        Arc::new(entry)
     });
+    // Nearly always nobody else has it any more.
+    let entry = Arc::make_mut(&mut shared);
     let (outcome, reason, instance_id) = match &end.ending {
         Ending::Confirmed { instance_id: Some(id), .. } if taken && end.ask.instance_must_be_new => {
             let reason = Reason {
@@ -191,7 +200,7 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
             (AttemptOutcome::Unconfirmed, Some(reason), Some(id))
         }
         Ending::Confirmed { instance_id, .. } if entry.state == State::Done => {
-            let same = confirmed_instance(&entry) == instance_id.as_ref();
+            let same = confirmed_instance(entry) == instance_id.as_ref();
             let outcome = if same { AttemptOutcome::Confirmed } else { AttemptOutcome::Duplicate };
             (outcome, None, instance_id.as_ref())
         }
@@ -223,12 +232,12 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
             _ if reused => Finished::InstanceReused,
             _ => Finished::Recorded,
         };
-        return (finished, entry, Change::default());
+        return (finished, shared, Change::default());
     }
     let is_known = is_latest && entry.latest.ended.as_ref().is_some_and(is_confirmed);
     if is_known && entry.state == State::Done && !matches!(end.ending, Ending::Confirmed { .. }) {
         // The end of the process came to it a moment too late, and says less than is known.
-        return (Finished::AlreadyDone, entry, Change::default());
+        return (Finished::AlreadyDone, shared, Change::default());
     }
     let mut change = Change { entry: true, ..Change::default() };
     let retried = entry.state == State::Open
@@ -255,7 +264,7 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
             change.instance = instance_id.cloned();
         }
         let duplicate = outcome == AttemptOutcome::Duplicate;
-        return (if duplicate { Finished::Duplicate } else { Finished::AlreadyDone }, entry, change);
+        return (if duplicate { Finished::Duplicate } else { Finished::AlreadyDone }, shared, change);
     }
     match &end.ending {
         Ending::Confirmed { instance_id, reply } if !reused => {
@@ -286,18 +295,18 @@ pub fn finish(known: Option<Entry>, earlier: Option<Attempt>, taken: bool, end: 
         Ending::Confirmed { .. } | Ending::Unconfirmed(_) if retried => {}
         Ending::Confirmed { .. } | Ending::Unconfirmed(_) => entry.state = State::Unconfirmed,
     }
-    (if reused { Finished::InstanceReused } else { Finished::Recorded }, entry, change)
+    (if reused { Finished::InstanceReused } else { Finished::Recorded }, shared, change)
 }
 
 /// The process of the latest attempt is gone, or was silent for longer than its lease: the
 /// attempt may have been executed.
-pub fn lose(entry: &mut Entry, code: &str, now: Timestamp) {
+pub fn lose(entry: &mut Entry, code: &'static str, now: Timestamp) {
     entry.state = State::Unconfirmed;
     entry.changed_at = now;
     entry.latest.ended_at = Some(now);
     entry.latest.ended = Some(Ended {
         outcome: AttemptOutcome::Unconfirmed,
-        code: Some(code.to_owned()),
+        code: Some(code.into()),
         rule: None,
         detail: None,
         instance_id: None,
@@ -312,7 +321,7 @@ pub enum Resolution {
     /// It was executed: this is its reply.
     Done {
         /// The instance id that the reply names.
-        instance_id: Option<String>,
+        instance_id: Option<Arc<str>>,
         /// The reply.
         reply: Sealed,
         /// Whether the recorded reply can no longer be opened, so that nothing is overwritten.
@@ -422,17 +431,8 @@ pub fn resolve(
 fn first(ask: &Ask, key: DeliveryKey, cycle: u32) -> Entry {
     Entry {
         key,
-        origin: ask.origin,
-        lookalike: ask.lookalike,
-        fingerprint: ask.fingerprint,
-        extras: ask.extras,
-        app: ask.app.clone(),
-        action: ask.action.clone(),
-        debug: ask.debug,
         cycle,
-        order_id: ask.order_id.clone(),
-        instance_id: ask.instance_id.clone(),
-        user_id: ask.user_id.clone(),
+        subject: Arc::clone(&ask.subject),
         received_at: ask.now,
         changed_at: ask.now,
         state: State::Running,
@@ -465,7 +465,7 @@ fn is_confirmed(ended: &Ended) -> bool {
     ended.outcome == AttemptOutcome::Confirmed
 }
 
-fn confirmed_instance(entry: &Entry) -> Option<&String> {
+fn confirmed_instance(entry: &Entry) -> Option<&Arc<str>> {
     entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref())
 }
 

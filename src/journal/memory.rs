@@ -1,14 +1,14 @@
 //! The journal in memory: for trials and tests. A restart forgets every delivery.
 
 use std::collections::{BTreeMap, HashMap};
-use std::future::{Future, ready};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::entry::{Ask, Attempt, End, Entry, Lifecycle, State};
+use super::entry::{Ask, Attempt, End, Ending, Entry, Lifecycle, State, Subject};
 use super::key::{DeliveryKey, Origin};
 use super::machine::{self, Change, Claimed, CycleChange, Finished, Resolution, Ruling, Step};
 use super::store::{
@@ -28,8 +28,8 @@ struct Tables {
     aliases: HashMap<DeliveryKey, DeliveryKey>,
     records: BTreeMap<i64, Record>,
     next: i64,
-    instances: HashMap<(String, String), (Origin, Timestamp)>,
-    cycles: HashMap<(String, String), (u32, Timestamp)>,
+    instances: HashMap<(Arc<str>, Arc<str>), (Origin, Timestamp)>,
+    cycles: HashMap<(Arc<str>, Arc<str>), (u32, Timestamp)>,
     data_keys: Vec<DataKey>,
     /// When each wrap of a data key was last said to be in use.
     wraps_used: HashMap<(i64, Vec<u8>), Timestamp>,
@@ -42,8 +42,8 @@ impl MemoryStore {
     }
 }
 
-fn at_once<'s, T: Send + 's>(value: T) -> Answer<'s, T> {
-    Box::pin(ready(Ok(value)))
+fn at_once<'s, T>(value: T) -> Answer<'s, T> {
+    Answer::known(Ok(value))
 }
 
 impl Tables {
@@ -57,13 +57,13 @@ impl Tables {
 
     /// The latest entry of a copy without an order number that the platform was never told of.
     fn unanswered_lookalike(&self, ask: &Ask) -> Option<Entry> {
-        let lookalike = ask.lookalike?;
+        let lookalike = ask.subject.lookalike?;
         let mut latest = self.records.values().rev().map(|record| &record.entry);
-        latest.find(|entry| entry.lookalike == Some(lookalike) && entry.answered_at.is_none()).cloned()
+        latest.find(|entry| entry.subject.lookalike == Some(lookalike) && entry.answered_at.is_none()).cloned()
     }
 
     fn claim(&mut self, ask: &Ask) -> Claimed {
-        let instance = ask.instance_id.clone().map(|instance| (ask.app.clone(), instance));
+        let instance = instance_of(&ask.subject);
         loop {
             let cycle = match (ask.lifecycle, &instance) {
                 (Lifecycle::Ends { .. }, Some(instance)) => self.cycles.get(instance).map_or(0, |(cycle, _)| *cycle),
@@ -92,25 +92,27 @@ impl Tables {
         let earlier =
             known.and_then(|record| record.history.iter().find(|attempt| attempt.number == end.attempt).cloned());
         let taken = match &end.ending {
-            super::entry::Ending::Confirmed { instance_id: Some(id), .. } => {
+            Ending::Confirmed { instance_id: Some(id), .. } => {
                 // Copies without an order number have origins of their own; the delivery has its first's.
-                self.is_taken(&end.ask.app, id, known.map_or(end.ask.origin, |record| record.entry.origin))
+                let subject = known.map_or(&end.ask.subject, |record| &record.entry.subject);
+                self.is_taken(subject, id)
             }
             _ => false,
         };
-        let (finished, entry, change) = machine::finish(known.map(|record| record.entry.clone()), earlier, taken, end);
+        let known = known.map(|record| Arc::new(record.entry.clone()));
+        let (finished, entry, change) = machine::finish(known, earlier, taken, end);
         self.write(&entry, change);
-        (finished, Arc::new(entry))
+        (finished, entry)
     }
 
-    fn is_taken(&self, app: &str, instance: &str, by_another_than: Origin) -> bool {
-        let owner = self.instances.get(&(app.to_owned(), instance.to_owned()));
-        owner.is_some_and(|(owner, _)| *owner != by_another_than)
+    /// Whether an instance belongs to another order.
+    fn is_taken(&self, subject: &Subject, instance: &Arc<str>) -> bool {
+        let owner = self.instances.get(&(Arc::clone(&subject.app), Arc::clone(instance)));
+        owner.is_some_and(|(owner, _)| *owner != subject.origin)
     }
 
     fn write(&mut self, entry: &Entry, change: Change) {
-        let instance = entry.instance_id.clone().map(|instance| (entry.app.clone(), instance));
-        if let Some(instance) = instance
+        if let Some(instance) = instance_of(&entry.subject)
             && change.cycle != CycleChange::None
         {
             let (cycle, touched) = self.cycles.entry(instance).or_insert((0, entry.changed_at));
@@ -118,8 +120,8 @@ impl Tables {
             *touched = entry.changed_at;
         }
         if let Some(instance) = change.instance {
-            let owner = (entry.origin, entry.changed_at);
-            self.instances.entry((entry.app.clone(), instance)).or_insert(owner);
+            let owner = (entry.subject.origin, entry.changed_at);
+            self.instances.entry((Arc::clone(&entry.subject.app), instance)).or_insert(owner);
         }
         if let Some(alias) = change.alias {
             self.aliases.insert(alias, entry.key);
@@ -149,6 +151,11 @@ impl Tables {
     }
 }
 
+/// The instance that something is about, by its app.
+fn instance_of(subject: &Subject) -> Option<(Arc<str>, Arc<str>)> {
+    subject.instance_id.clone().map(|instance| (Arc::clone(&subject.app), instance))
+}
+
 fn put_attempt(history: &mut Vec<Attempt>, attempt: Attempt) {
     match history.binary_search_by_key(&attempt.number, |known| known.number) {
         Ok(at) => history[at] = attempt,
@@ -161,11 +168,11 @@ impl Deliveries for MemoryStore {
         at_once(self.tables().claim(&ask))
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
+    fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)> {
         at_once(self.tables().finish(&end))
     }
 
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
         let mut tables = self.tables();
         if let Some(number) = tables.numbers.get(&key).copied()
             && let Some(record) = tables.records.get_mut(&number)
@@ -203,7 +210,7 @@ impl Archive for MemoryStore {
         let mut tables = self.tables();
         let Some(entry) = tables.entry(&key) else { return at_once(None) };
         let taken = match &ruling.resolution {
-            Resolution::Done { instance_id: Some(id), .. } => tables.is_taken(&entry.app, id, entry.origin),
+            Resolution::Done { instance_id: Some(id), .. } => tables.is_taken(&entry.subject, id),
             _ => false,
         };
         at_once(Some(machine::resolve(entry, false, taken, &ruling, now).map(|(entry, change)| {
@@ -213,10 +220,11 @@ impl Archive for MemoryStore {
     }
 
     fn counts(&self) -> Answer<'_, Vec<Counts>> {
-        let mut counts = BTreeMap::<String, Counts>::new();
-        for Record { entry, .. } in self.tables().records.values() {
-            let app = counts.entry(entry.app.clone()).or_insert_with(|| Counts {
-                app: entry.app.clone(),
+        let tables = self.tables();
+        let mut counts = BTreeMap::<&str, Counts>::new();
+        for Record { entry, .. } in tables.records.values() {
+            let app = counts.entry(&entry.subject.app).or_insert_with(|| Counts {
+                app: entry.subject.app.to_string(),
                 unconfirmed: 0,
                 unanswered: 0,
             });

@@ -49,7 +49,7 @@ pub fn reason(rejection: &Rejection) -> Reason {
         Rejection::BackendContract(violation) => Some(violation.rule.to_string()),
         _ => None,
     };
-    Reason { code: rejection.code().to_owned(), rule, detail: rejection.cause().map(std::borrow::Cow::into_owned) }
+    Reason { code: rejection.code().into(), rule, detail: rejection.cause().map(std::borrow::Cow::into_owned) }
 }
 
 /// The recorded reason, as the rejection that it was; `None` where there was none, as after a

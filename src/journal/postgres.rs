@@ -69,7 +69,7 @@ pub struct PostgresStore {
 /// What also those have who follow something up in the background.
 struct Shared {
     database: Database,
-    gateway: String,
+    gateway: Arc<str>,
     lease: Duration,
     waiting: Arc<Waiting>,
     /// Claims that are followed up: asked again, they must not be taken for alive.
@@ -81,8 +81,8 @@ impl PostgresStore {
     ///
     /// # Errors
     /// What is wrong with the URL; never a part of it.
-    pub fn new(url: &Secret, gateway: String, lease: Duration) -> Result<Self, String> {
-        Self::over(url, Tables::Made, gateway, lease)
+    pub fn new(url: &Secret, gateway: impl Into<Arc<str>>, lease: Duration) -> Result<Self, String> {
+        Self::over(url, Tables::Made, gateway.into(), lease)
     }
 
     /// Prepares a store for somebody who looks at it beside its gateways, and changes no tables.
@@ -91,10 +91,10 @@ impl PostgresStore {
     /// What is wrong with the URL; never a part of it.
     pub fn visit(url: &Secret) -> Result<Self, String> {
         // Not a name that a gateway gives itself, and no lease: a visitor claims nothing.
-        Self::over(url, Tables::Expected, "visitor".to_owned(), Duration::ZERO)
+        Self::over(url, Tables::Expected, "visitor".into(), Duration::ZERO)
     }
 
-    fn over(url: &Secret, tables: Tables, gateway: String, lease: Duration) -> Result<Self, String> {
+    fn over(url: &Secret, tables: Tables, gateway: Arc<str>, lease: Duration) -> Result<Self, String> {
         let database = Database::new(Target::parse(url)?, tables)?;
         let shared = Shared { database, gateway, lease, waiting: Arc::default(), given_up: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
@@ -177,26 +177,27 @@ impl Shared {
 
 impl Deliveries for PostgresStore {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
-        Box::pin(async move { claim::claim(&self.shared, &ask).await })
+        Answer::work(async move { claim::claim(&self.shared, &ask).await })
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
-        Box::pin(async move { finish::finish(&self.shared, &end).await })
+    fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)> {
+        Answer::work(async move { finish::finish(&self.shared, &end).await })
     }
 
-    fn answered(&self, key: DeliveryKey, _: Timestamp) -> Answer<'_, ()> {
+    fn answered(&self, key: DeliveryKey, _: Timestamp) -> Answer<'static, ()> {
+        let shared = Arc::clone(&self.shared);
         let mut sql = Statement::new(
             "UPDATE spigate_deliveries SET answered_at = clock_timestamp() WHERE answered_at IS NULL AND key = ",
         );
         sql.bind(key.as_bytes().to_vec());
-        Box::pin(async move {
-            self.shared.database.run(sql, Instant::now() + STATEMENT).await?;
+        Answer::work(async move {
+            shared.database.run(sql, Instant::now() + STATEMENT).await?;
             Ok(())
         })
     }
 
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
-        Box::pin(async move { archive::look(&self.shared, &key).await })
+        Answer::work(async move { archive::look(&self.shared, &key).await })
     }
 
     fn changed(&self, key: DeliveryKey) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -211,13 +212,13 @@ impl Deliveries for PostgresStore {
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        Box::pin(async move { Ok(self.shared.keep_lease(Instant::now() + STATEMENT).await?) })
+        Answer::work(async move { Ok(self.shared.keep_lease(Instant::now() + STATEMENT).await?) })
     }
 
     fn close(&self) -> Answer<'_, ()> {
         let mut sql = Statement::new("DELETE FROM spigate_gateways WHERE id = ");
         sql.bind(text(&self.shared.gateway));
-        Box::pin(async move {
+        Answer::work(async move {
             self.shared.database.run_reserved(sql, Instant::now() + STATEMENT).await?;
             Ok(())
         })
@@ -226,41 +227,41 @@ impl Deliveries for PostgresStore {
 
 impl Archive for PostgresStore {
     fn list(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Vec<Record>> {
-        Box::pin(async move { archive::list(&self.shared, &filter, cursor, limit).await })
+        Answer::work(async move { archive::list(&self.shared, &filter, cursor, limit).await })
     }
 
     fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
-        Box::pin(async move { browse::browse(&self.shared, &filter, cursor, limit).await })
+        Answer::work(async move { browse::browse(&self.shared, &filter, cursor, limit).await })
     }
 
     fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
-        Box::pin(async move { browse::recent(&self.shared, since, most).await })
+        Answer::work(async move { browse::recent(&self.shared, since, most).await })
     }
 
     fn resolve(&self, key: DeliveryKey, ruling: Ruling, _: Timestamp) -> Answer<'_, Option<Resolved>> {
-        Box::pin(async move { finish::resolve(&self.shared, &key, &ruling).await })
+        Answer::work(async move { finish::resolve(&self.shared, &key, &ruling).await })
     }
 
     fn counts(&self) -> Answer<'_, Vec<Counts>> {
-        Box::pin(archive::counts(&self.shared))
+        Answer::work(archive::counts(&self.shared))
     }
 
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
-        Box::pin(async move { archive::prune(&self.shared, &retention).await })
+        Answer::work(async move { archive::prune(&self.shared, &retention).await })
     }
 }
 
 impl Keys for PostgresStore {
     fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
-        Box::pin(keys::data_keys(&self.shared))
+        Answer::work(keys::data_keys(&self.shared))
     }
 
     fn add_data_key(&self, app: String, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, i64> {
-        Box::pin(async move { keys::add(&self.shared, &app, wraps).await })
+        Answer::work(async move { keys::add(&self.shared, &app, wraps).await })
     }
 
     fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, _: Timestamp) -> Answer<'_, ()> {
-        Box::pin(keys::put(&self.shared, data_key, wraps))
+        Answer::work(keys::put(&self.shared, data_key, wraps))
     }
 }
 

@@ -2,10 +2,11 @@
 //! for good, or was told by other means. `spigate journal resolve` and the journal page ask here.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::entry::{Entry, State};
+use super::entry::{Entry, State, Subject};
 use super::machine::{Resolution, Ruling, Unresolvable};
 use super::select::{self, NotFound};
 use super::store::{Store, Unavailable};
@@ -194,7 +195,7 @@ impl Resolver<'_> {
                     _ => {}
                 }
                 let instance_id = self.judge(&entry, &reply)?;
-                let reply = self.vault.seal(self.store, &entry.app, &entry.key, &reply, now).await?;
+                let reply = self.vault.seal(self.store, &entry.subject.app, &entry.key, &reply, now).await?;
                 let next = format!("{id} is done: the next copy gets this reply, and the backend is not called.");
                 (Resolution::Done { instance_id, reply, lost_reply }, next)
             }
@@ -215,24 +216,25 @@ impl Resolver<'_> {
 
     async fn has_lost_its_reply(&self, entry: &Entry) -> Result<bool, Unavailable> {
         let (State::Done, Some(sealed)) = (entry.state, &entry.reply) else { return Ok(false) };
-        Ok(self.vault.open(self.store, &entry.app, &entry.key, sealed).await? == Opened::Lost)
+        Ok(self.vault.open(self.store, &entry.subject.app, &entry.key, sealed).await? == Opened::Lost)
     }
 
     /// Whether a reply is one that the backend could have given; the instance that it names.
-    fn judge(&self, entry: &Entry, reply: &[u8]) -> Result<Option<String>, Refused> {
-        let app = (self.app)(&entry.app).ok_or_else(|| Refused::UnknownApp { app: entry.app.clone() })?;
+    fn judge(&self, entry: &Entry, reply: &[u8]) -> Result<Option<Arc<str>>, Refused> {
+        let Subject { app, action, .. } = &*entry.subject;
+        let app = (self.app)(app).ok_or_else(|| Refused::UnknownApp { app: app.to_string() })?;
         let instance_id = match contract(&app, entry)?.judge(reply) {
-            Ok(Judgement::Success { instance_id }) => instance_id,
+            Ok(Judgement::Success { instance_id }) => instance_id.map(Arc::from),
             Ok(Judgement::Refusal) => return Err(Refused::SaysNo),
             Err(violation) => {
-                return Err(Refused::Broken { action: entry.action.clone(), violation: violation.to_string() });
+                return Err(Refused::Broken { action: action.to_string(), violation: violation.to_string() });
             }
         };
         // A new reply for a confirmed delivery must not change what was confirmed.
         let confirmed = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_ref());
         match confirmed {
             Some(confirmed) if instance_id.as_ref() != Some(confirmed) => {
-                Err(Refused::OtherInstance { confirmed: confirmed.clone() })
+                Err(Refused::OtherInstance { confirmed: confirmed.to_string() })
             }
             _ => Ok(instance_id),
         }
@@ -240,10 +242,11 @@ impl Resolver<'_> {
 }
 
 fn contract<'a>(app: &'a AppConfig, entry: &Entry) -> Result<&'a ReplyContract, Refused> {
-    let action = app.dialect.action_index(&entry.action).ok_or_else(|| Refused::UnknownAction {
+    let subject = &*entry.subject;
+    let action = app.dialect.action_index(&subject.action).ok_or_else(|| Refused::UnknownAction {
         dialect: app.dialect.name.clone(),
-        app: entry.app.clone(),
-        action: entry.action.clone(),
+        app: subject.app.to_string(),
+        action: subject.action.to_string(),
     })?;
     Ok(&app.dialect.actions[action].reply)
 }

@@ -20,7 +20,7 @@ use crate::rejection::Rejection;
 pub struct Running(Arc<Mutex<HashMap<(DeliveryKey, u32), Slot>>>);
 
 struct Slot {
-    claim: Arc<RunningClaim>,
+    claim: RunningClaim,
     /// How it ended, from when that is known until it is recorded.
     end: Option<Outgoing>,
     /// Made for the first who waits besides the one whose attempt it is: nearly always there is none.
@@ -28,7 +28,7 @@ struct Slot {
 }
 
 /// What was claimed: enough to record its end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RunningClaim {
     /// What was asked for.
     pub ask: Arc<Ask>,
@@ -48,14 +48,13 @@ pub type Outlet = watch::Receiver<Option<Delivery>>;
 /// The duty to say how an attempt ended.
 pub struct Ticket {
     running: Running,
-    claim: Arc<RunningClaim>,
+    claim: RunningClaim,
 }
 
 impl Running {
     /// Begins an attempt.
     pub fn begin(&self, claim: RunningClaim) -> Ticket {
-        let claim = Arc::new(claim);
-        self.slots().insert((claim.key, claim.number), Slot { claim: Arc::clone(&claim), end: None, result: None });
+        self.slots().insert((claim.key, claim.number), Slot { claim: claim.clone(), end: None, result: None });
         Ticket { running: self.clone(), claim }
     }
 
@@ -67,8 +66,8 @@ impl Running {
     }
 
     /// What runs, or has ended and is not recorded yet.
-    pub fn claims(&self) -> Vec<(Arc<RunningClaim>, Option<Outgoing>)> {
-        self.slots().values().map(|slot| (Arc::clone(&slot.claim), slot.end.clone())).collect()
+    pub fn claims(&self) -> Vec<(RunningClaim, Option<Outgoing>)> {
+        self.slots().values().map(|slot| (slot.claim.clone(), slot.end.clone())).collect()
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<(DeliveryKey, u32), Slot>> {
@@ -78,7 +77,7 @@ impl Running {
 
 impl Ticket {
     /// What was claimed.
-    pub fn claim(&self) -> &Arc<RunningClaim> {
+    pub fn claim(&self) -> &RunningClaim {
         &self.claim
     }
 

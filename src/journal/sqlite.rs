@@ -287,20 +287,20 @@ fn explain(path: &Path, error: MigrationError) -> String {
 
 impl Deliveries for SqliteStore {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
-        if ask.lookalike.is_some() {
+        if ask.subject.lookalike.is_some() {
             // Whether the one like it was answered decides.
             return self.writer.ask(move |session| tables::claim(session, &ask));
         }
         self.writer.ask_ahead(move |session| tables::claim(session, &ask))
     }
 
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
+    fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)> {
         self.writer.ask_ahead(move |session| tables::finish(session, &end))
     }
 
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
         self.writer.tell(move |session| tables::answered(session, &key, at));
-        Box::pin(std::future::ready(Ok(())))
+        Answer::known(Ok(()))
     }
 
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {

@@ -16,8 +16,7 @@ use super::entry::{Ask, Attempt, AttemptOutcome, End, Entry, State};
 use super::key::DeliveryKey;
 use super::machine::{Claimed, Finished, Ruling, Unresolvable};
 
-/// The result of an operation, once it is durable.
-pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 's>>;
+pub use super::answer::Answer;
 
 /// The journal cannot be read or written now: nothing is known to have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +55,12 @@ pub trait Deliveries: Send + Sync {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed>;
 
     /// Records the end of an attempt: [`super::machine::finish`].
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)>;
+    fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)>;
 
     /// Records that the platform was told how it ended. The first time stays. Nobody waits for it to
     /// be durable: it comes before everything that is asked afterwards and for which it matters,
     /// and before a [`probe`](Self::probe).
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()>;
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()>;
 
     /// Reads an entry. A running attempt that a claim would take for lost is read as lost
     /// ([`super::machine::lose`]); reading records nothing.
@@ -86,7 +85,7 @@ pub trait Archive: Send + Sync {
     /// only, and says where it stopped. Times are found by the order in which entries came, so one
     /// recorded while a clock was wrong by minutes may not be found by its time.
     fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Answer<'_, Browsed> {
-        Box::pin(async move {
+        Answer::work(async move {
             let records = self.list(filter, cursor, limit.saturating_add(1)).await?;
             Ok(Browsed::full(records, limit))
         })
@@ -94,7 +93,7 @@ pub trait Archive: Send + Sync {
 
     /// What became of the latest deliveries since a time: at most `most`, latest first.
     fn recent(&self, since: Timestamp, most: usize) -> Answer<'_, Vec<Brief>> {
-        Box::pin(async move {
+        Answer::work(async move {
             let filter = Filter { since: Some(since), ..Filter::default() };
             Ok(self.list(filter, None, most).await?.iter().map(|record| Brief::of(&record.entry)).collect())
         })
@@ -168,16 +167,16 @@ pub enum Which {
 impl Filter {
     /// Whether a record fits.
     pub fn fits(&self, record: &Record) -> bool {
-        let entry = &record.entry;
+        let (entry, subject) = (&record.entry, &*record.entry.subject);
         let is = |wanted: &Option<String>, value: Option<&str>| wanted.is_none() || wanted.as_deref() == value;
         let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref());
         let outcomes = || record.attempts().filter_map(|attempt| Some(attempt.ended.as_ref()?.outcome));
         self.id.as_ref().is_none_or(|id| entry.key.idempotency_key().starts_with(id.as_str()))
-            && is(&self.app, Some(&entry.app))
-            && is(&self.action, Some(&entry.action))
-            && is(&self.order_id, entry.order_id.as_deref())
-            && (is(&self.instance_id, entry.instance_id.as_deref()) || is(&self.instance_id, made))
-            && is(&self.user_id, entry.user_id.as_deref())
+            && is(&self.app, Some(&subject.app))
+            && is(&self.action, Some(&subject.action))
+            && is(&self.order_id, subject.order_id.as_deref())
+            && (is(&self.instance_id, subject.instance_id.as_deref()) || is(&self.instance_id, made))
+            && is(&self.user_id, subject.user_id.as_deref())
             && self.since.is_none_or(|since| entry.received_at >= since)
             && self.until.is_none_or(|until| entry.received_at < until)
             && match self.which {
@@ -248,7 +247,7 @@ impl Brief {
     /// Of an entry.
     pub fn of(entry: &Entry) -> Self {
         Self {
-            app: entry.app.clone(),
+            app: entry.subject.app.to_string(),
             received_at: entry.received_at,
             state: entry.state,
             outcome: entry.latest.ended.as_ref().map(|ended| ended.outcome),

@@ -527,17 +527,17 @@ mod tests {
     impl Keys for Counting {
         fn data_keys(&self) -> Answer<'_, Vec<DataKey>> {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async {
+            Answer::work(async {
                 let keys = self.store.data_keys().await;
                 tokio::task::yield_now().await;
                 keys
             })
         }
         fn add_data_key(&self, app: String, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, i64> {
-            Box::pin(self.write(self.store.add_data_key(app, wraps, now)))
+            Answer::work(self.write(self.store.add_data_key(app, wraps, now)))
         }
         fn put_wraps(&self, data_key: i64, wraps: Vec<Wrap>, now: Timestamp) -> Answer<'_, ()> {
-            Box::pin(self.write(self.store.put_wraps(data_key, wraps, now)))
+            Answer::work(self.write(self.store.put_wraps(data_key, wraps, now)))
         }
     }
 

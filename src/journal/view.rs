@@ -73,17 +73,17 @@ struct ReplyView {
 impl<'r> View<'r> {
     /// A delivery without its reply.
     pub fn new(record: &'r Record) -> Self {
-        let entry = &record.entry;
+        let (entry, subject) = (&record.entry, &*record.entry.subject);
         let confirmation = entry.confirmation.as_ref();
         Self {
             id: entry.key.idempotency_key(),
-            app: &entry.app,
-            action: &entry.action,
-            debug: entry.debug,
+            app: &subject.app,
+            action: &subject.action,
+            debug: subject.debug,
             cycle: entry.cycle,
-            order_id: entry.order_id.as_deref(),
-            instance_id: entry.instance_id.as_deref(),
-            user_id: entry.user_id.as_deref(),
+            order_id: subject.order_id.as_deref(),
+            instance_id: subject.instance_id.as_deref(),
+            user_id: subject.user_id.as_deref(),
             received_at: Time(entry.received_at),
             changed_at: Time(entry.changed_at),
             state: entry.state.as_str(),
@@ -162,7 +162,7 @@ impl Reply {
             let refused = entry.latest.ended.as_ref().is_some_and(|ended| ended.outcome == AttemptOutcome::Refused);
             return Ok(if refused || entry.confirmation.is_some() { Self::Removed } else { Self::None });
         };
-        Ok(match vault.open(store, &entry.app, &entry.key, sealed).await? {
+        Ok(match vault.open(store, &entry.subject.app, &entry.key, sealed).await? {
             Opened::Lost => Self::Lost,
             Opened::Reply(reply) => match serde_json::from_slice(&reply) {
                 Ok(mut value) => {

@@ -5,13 +5,14 @@
 //! recorded.
 //! Later copies wait for it, here or from another process, and never start another attempt.
 
-use std::future::{Future, poll_fn};
-use std::sync::{Arc, OnceLock};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -23,7 +24,7 @@ use crate::dialect::Dialect;
 use crate::dialect::reply::{ReplyContract, Violation};
 use crate::journal::entry::{Ask, Entry, Reason, State};
 use crate::journal::key::DeliveryKey;
-use crate::journal::machine::{Decision, Finished, INSTANCE_REUSED};
+use crate::journal::machine::{Claimed, Decision, Finished, INSTANCE_REUSED};
 use crate::journal::outcome::{self, Joined};
 use crate::journal::running::{Outlet, Running, RunningClaim, Ticket};
 use crate::journal::store::Unavailable;
@@ -43,7 +44,7 @@ pub struct Deliveries {
 }
 
 /// One copy of an order: what it asks for, and until when it waits.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Order {
     /// What is to be delivered.
     pub ask: Arc<Ask>,
@@ -53,9 +54,9 @@ pub struct Order {
     pub action: usize,
     /// When the platform is answered at the latest.
     pub deadline: Instant,
-    /// What is held until the end of the attempt is recorded: replies that cannot be recorded
-    /// must not pile up.
-    pub slot: Arc<Place>,
+    /// What is held until the copy is answered and the end of its attempt is recorded: replies that
+    /// cannot be recorded must not pile up.
+    pub slot: Place,
 }
 
 impl Order {
@@ -84,15 +85,52 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 enum Told {
     /// The answer: of the caller's own attempt, or without one.
     Answer(Delivery),
-    /// Somebody else's attempt runs.
-    Join(Arc<Entry>),
+    /// Somebody else's attempt runs, and the order is the caller's again.
+    Join(Arc<Entry>, Order),
 }
 
-/// A caller that waits for its answer.
-struct Waiting {
-    tell: oneshot::Sender<Told>,
+/// A caller that waits for its answer. It is there for as long as the caller is, so its claim
+/// only points to it.
+#[derive(Default)]
+struct Caller {
+    told: Mutex<Option<Told>>,
     /// The caller's own attempt, from before anything is forwarded.
-    attempt: Arc<OnceLock<(DeliveryKey, u32)>>,
+    attempt: OnceLock<(DeliveryKey, u32)>,
+}
+
+impl Caller {
+    /// Gives back what there is nobody to tell of any more.
+    fn tell(caller: &Weak<Self>, told: Told) -> Result<(), Told> {
+        let Some(caller) = caller.upgrade() else { return Err(told) };
+        *caller.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        Ok(())
+    }
+
+    fn told(&self) -> Option<Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Listens to a claim, and runs it meanwhile; so nobody has to be woken by what it tells.
+struct Listening<C: Future<Output = ()> + Send + Unpin + 'static> {
+    /// Before the claim, which goes on elsewhere when it is dropped, and must not tell somebody who
+    /// is about to go.
+    caller: Arc<Caller>,
+    claim: DetachOnDrop<C>,
+}
+
+impl<C: Future<Output = ()> + Send + Unpin + 'static> Future for Listening<C> {
+    /// Nothing if it has ended and told nothing.
+    type Output = Option<Told>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Told>> {
+        let ended = self.claim.poll_unpin(context);
+        match self.caller.told() {
+            None if ended.is_pending() => Poll::Pending,
+            // Whether it has ended or not: what counts is what it tells.
+            told => Poll::Ready(told),
+        }
+    }
 }
 
 impl Deliveries {
@@ -113,47 +151,40 @@ impl Deliveries {
     /// # Errors
     /// `order_conflict`, `journal_unavailable`, and `shutting_down` when nobody would wait for
     /// this one's end.
-    pub async fn once<F>(
+    pub fn once<F>(
         &self,
         order: Order,
         attempt: impl FnOnce(Go) -> F + Send + 'static,
-        unheard: impl FnOnce(&Delivery) + Send + 'static,
-    ) -> Result<Delivery, Rejection>
+        unheard: impl FnOnce(&Ask, &Delivery) + Send + 'static,
+    ) -> impl Future<Output = Result<Delivery, Rejection>> + Send
     where
         F: Future<Output = Delivery> + Send + 'static,
     {
-        if self.tasks.is_closed() {
-            return Err(Rejection::ShuttingDown);
-        }
         let deadline = order.deadline;
-        let (tell, mut told) = oneshot::channel();
-        let own = Arc::new(OnceLock::new());
-        let waiting = Waiting { tell, attempt: Arc::clone(&own) };
-        // A claim that is made must be followed through, so not even the asking may be dropped.
         let span = spans::delivery(&order.ask.request_id);
-        // In a box: what a delivery waits in is large, and is moved if the caller goes away.
-        let claim = Box::pin(self.clone().claim(order.clone(), attempt, waiting, Box::new(unheard)));
-        let mut claim = DetachOnDrop::new(claim.instrument(span), &self.tasks);
-        let heard = poll_fn(|context| {
-            // Whether it has ended or not: what counts is what it tells.
-            let _ = claim.poll_unpin(context);
-            told.poll_unpin(context)
-        });
-        match timeout_at(deadline, heard).await {
-            Ok(Ok(Told::Answer(delivery))) => Ok(delivery),
-            Ok(Ok(Told::Join(entry))) => {
-                // Rare, and too large to make room for in every request.
-                let joined = Box::pin(self.join(&entry, order.contract()));
-                let joined = timeout_at(deadline, joined).await;
-                let delivery = joined.unwrap_or_else(|_| in_progress());
-                self.count(&order.ask, "joined");
-                Ok(Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) })
+        let caller = Arc::<Caller>::default();
+        // In a box, and made before it is waited for: what a delivery waits in is large, is moved if
+        // the caller goes away, and would be a part of every request's future.
+        let claim = Box::pin(self.clone().claim(order, attempt, Arc::downgrade(&caller), unheard));
+        async move {
+            if self.tasks.is_closed() {
+                return Err(Rejection::ShuttingDown);
             }
-            Ok(Err(_)) => Err(Rejection::Internal),
-            Err(_) => match own.get() {
-                Some(id) => Ok(Delivery { recorded: Some(*id), ..Delivery::unconfirmed(Rejection::BackendTimeout) }),
-                None => Err(too_late()),
-            },
+            // A claim that is made must be followed through, so not even the asking may be dropped.
+            let claim = DetachOnDrop::new(claim.instrument(span), &self.tasks);
+            let mut listening = Listening { caller, claim };
+            match timeout_at(deadline, &mut listening).await {
+                Ok(Some(Told::Answer(delivery))) => Ok(delivery),
+                // Rare, and too large to make room for in every request.
+                Ok(Some(Told::Join(entry, order))) => Ok(Box::pin(self.joined(entry, order)).await),
+                Ok(None) => Err(Rejection::Internal),
+                Err(_) => match listening.caller.attempt.get() {
+                    Some(&id) => {
+                        Ok(Delivery { recorded: Some(id), ..Delivery::unconfirmed(Rejection::BackendTimeout) })
+                    }
+                    None => Err(too_late()),
+                },
+            }
         }
     }
 
@@ -162,66 +193,27 @@ impl Deliveries {
         self,
         order: Order,
         attempt: impl FnOnce(Go) -> F,
-        waiting: Waiting,
-        unheard: Box<impl FnOnce(&Delivery)>,
+        caller: Weak<Caller>,
+        unheard: impl FnOnce(&Ask, &Delivery),
     ) where
         F: Future<Output = Delivery>,
     {
-        let ask = &order.ask;
         let span = spans::claim();
-        let claimed = self.journal.claim(Arc::clone(ask)).instrument(span.clone()).await;
+        let claimed = self.journal.claim(Arc::clone(&order.ask)).instrument(span.clone()).await;
         if let Ok(claimed) = &claimed {
             span.record("spigate.decision", debug(claimed.decision));
-            notice_extras(ask, &claimed.entry);
+            notice_extras(&order.ask, &claimed.entry);
         }
         drop(span);
-        let told = match claimed {
-            Err(cause) => {
-                self.count(ask, "rejected");
-                Told::Answer(Delivery::rejected(unavailable(&cause)))
+        let entry = match claimed {
+            Ok(Claimed { decision: Decision::Forward, entry }) => entry,
+            other => {
+                let told = self.told(other, order).await;
+                // A caller that is gone needs no answer.
+                let _ = Caller::tell(&caller, told);
+                return;
             }
-            Ok(claimed) => match claimed.decision {
-                Decision::Forward => {
-                    // On the heap: a copy that is only replayed needs no room for it.
-                    let run = Box::pin(self.run(claimed.entry, order, attempt, waiting, unheard));
-                    return run.await;
-                }
-                Decision::Join => Told::Join(claimed.entry),
-                Decision::Replay => {
-                    self.count(ask, "replayed");
-                    Told::Answer(self.replay(&claimed.entry, order.contract(), Outcome::Replayed).await)
-                }
-                Decision::Conflict => {
-                    self.count(ask, "conflict");
-                    Told::Answer(recorded(&claimed.entry, Delivery::rejected(Rejection::OrderConflict)))
-                }
-                Decision::Hold => {
-                    self.count(ask, "held");
-                    Told::Answer(recorded(&claimed.entry, Delivery::unconfirmed(Rejection::DeliveryHeld)))
-                }
-                Decision::Refuse => {
-                    self.count(ask, "refused");
-                    // Once the platform knows, what looks like it is another purchase.
-                    let receipt = self.receipt(&claimed.entry);
-                    Told::Answer(Delivery { receipt, ..recorded(&claimed.entry, refusal(&claimed.entry)) })
-                }
-            },
         };
-        // A caller that is gone needs no answer.
-        let _ = waiting.tell.send(told);
-    }
-
-    /// Runs an attempt that was claimed, and records how it ended.
-    async fn run<F>(
-        self,
-        entry: Arc<Entry>,
-        order: Order,
-        attempt: impl FnOnce(Go) -> F,
-        waiting: Waiting,
-        unheard: Box<impl FnOnce(&Delivery)>,
-    ) where
-        F: Future<Output = Delivery>,
-    {
         let id = (entry.key, entry.latest.number);
         let ticket = self.running.begin(RunningClaim {
             ask: Arc::clone(&order.ask),
@@ -230,11 +222,14 @@ impl Deliveries {
             number: entry.latest.number,
             began_at: entry.latest.began_at,
         });
+        // The store changes what it remembers in place if nobody else has it.
         drop(entry);
         // Before the time is looked at: a caller that finds nothing here at its deadline says that
         // nothing is forwarded.
-        let _ = waiting.attempt.set(id);
-        let mut caller = Some(waiting.tell);
+        if let Some(caller) = caller.upgrade() {
+            let _ = caller.attempt.set(id);
+        }
+        let mut caller = Some(caller);
         let delivery = if Instant::now() >= order.deadline {
             Delivery::failed(too_late())
         } else {
@@ -252,12 +247,41 @@ impl Deliveries {
         }
         let copies_heard = ticket.finish(&delivery);
         let unsaid = match caller {
-            Some(caller) => caller.send(Told::Answer(delivery)).err(),
+            Some(caller) => Caller::tell(&caller, Told::Answer(delivery)).err(),
             None => Some(Told::Answer(delivery)),
         };
         if let (Some(Told::Answer(delivery)), false) = (unsaid, copies_heard) {
-            unheard(&delivery);
+            unheard(&order.ask, &delivery);
         }
+    }
+
+    /// What a caller is told for whom nothing is forwarded.
+    async fn told(&self, claimed: Result<Claimed, Unavailable>, order: Order) -> Told {
+        let Claimed { decision, entry } = match claimed {
+            Ok(claimed) => claimed,
+            Err(cause) => {
+                self.count(&order.ask, "rejected");
+                return Told::Answer(Delivery::rejected(unavailable(&cause)));
+            }
+        };
+        let (outcome, delivery) = match decision {
+            Decision::Forward | Decision::Join => return Told::Join(entry, order),
+            Decision::Replay => ("replayed", self.replay(&entry, order.contract(), Outcome::Replayed).await),
+            Decision::Conflict => ("conflict", Delivery::rejected(Rejection::OrderConflict)),
+            Decision::Hold => ("held", Delivery::unconfirmed(Rejection::DeliveryHeld)),
+            // Once the platform knows, what looks like it is another purchase.
+            Decision::Refuse => ("refused", Delivery { receipt: self.receipt(&entry), ..refusal(&entry) }),
+        };
+        self.count(&order.ask, outcome);
+        Told::Answer(recorded(&entry, delivery))
+    }
+
+    /// Waits for somebody else's attempt until the copy has to be answered.
+    async fn joined(&self, entry: Arc<Entry>, order: Order) -> Delivery {
+        let joined = timeout_at(order.deadline, self.join(&entry, order.contract())).await;
+        let delivery = joined.unwrap_or_else(|_| in_progress());
+        self.count(&order.ask, "joined");
+        Delivery { outcome: Outcome::Joined, ..recorded(&entry, delivery) }
     }
 
     /// Records how an attempt ended, however long that takes, and says what it comes to.
@@ -269,7 +293,7 @@ impl Deliveries {
         ticket: &Ticket,
         delivery: Delivery,
         contract: &ReplyContract,
-        caller: &mut Option<oneshot::Sender<Told>>,
+        caller: &mut Option<Weak<Caller>>,
     ) -> Delivery {
         let end = outgoing(&delivery);
         ticket.ended(end.clone());
@@ -288,8 +312,8 @@ impl Deliveries {
                         let interim = match end {
                             Outgoing::Confirmed { .. } => {
                                 tracing::error!(
-                                    app = ticket.claim().ask.app,
-                                    order_id = ticket.claim().ask.order_id,
+                                    app = &*ticket.claim().ask.subject.app,
+                                    order_id = ticket.claim().ask.subject.order_id.as_deref(),
                                     %cause,
                                     "a confirmation cannot be recorded: it is kept in memory until it can"
                                 );
@@ -300,7 +324,7 @@ impl Deliveries {
                         ticket.hand_out(&interim);
                         if let Some(caller) = caller.take() {
                             // One that is gone needs no answer.
-                            let _ = caller.send(Told::Answer(interim));
+                            let _ = Caller::tell(&caller, Told::Answer(interim));
                         }
                     }
                     // The journal may be well and just this record not: that must not spin.
@@ -330,7 +354,7 @@ impl Deliveries {
                 let violation = Violation::new(INSTANCE_REUSED, detail);
                 // The reply kept every rule that can be judged without the journal, so nobody has
                 // counted it yet.
-                let labels = [entry.app.as_str(), entry.action.as_str(), violation.rule.as_ref()];
+                let labels = [&*entry.subject.app, &*entry.subject.action, violation.rule.as_ref()];
                 self.metrics.backend_violations.with_label_values(&labels).inc();
                 Delivery {
                     backend_time: delivery.backend_time,
@@ -340,10 +364,10 @@ impl Deliveries {
             }
             Finished::AlreadyDone | Finished::Duplicate => {
                 if finished == Finished::Duplicate {
-                    self.metrics.duplicate_confirmations.with_label_values(&[&entry.app]).inc();
+                    self.metrics.duplicate_confirmations.with_label_values(&[&*entry.subject.app]).inc();
                     tracing::error!(
-                        app = entry.app,
-                        order_id = entry.order_id,
+                        app = &*entry.subject.app,
+                        order_id = entry.subject.order_id.as_deref(),
                         recorded = entry.confirmation.as_ref().and_then(|known| known.instance_id.as_deref()),
                         named = delivery.instance_id,
                         "duplicate_confirmed: a second attempt was confirmed with another instance; the first stays, \
@@ -386,7 +410,8 @@ impl Deliveries {
     }
 
     async fn reply_of(&self, entry: &Entry, contract: &ReplyContract, outcome: Outcome) -> Delivery {
-        let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.clone());
+        let instance_id = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref());
+        let instance_id = instance_id.map(str::to_owned);
         let Some(sealed) = &entry.reply else {
             if entry.confirmation.is_none() {
                 return Delivery::unconfirmed(Rejection::DeliveryInProgress);
@@ -414,7 +439,7 @@ impl Deliveries {
     }
 
     fn count(&self, ask: &Ask, outcome: &str) {
-        self.metrics.deliveries.with_label_values(&[&ask.app, &ask.action, outcome]).inc();
+        self.metrics.deliveries.with_label_values(&[&*ask.subject.app, &*ask.subject.action, outcome]).inc();
     }
 
     /// Waits until no delivery runs any more. Call it when no request can begin one.
@@ -432,15 +457,16 @@ impl Deliveries {
         // All at once, so that they share what time and flushes of the disk are left.
         let recorded = join_all(claims.iter().map(|(claim, end)| async move {
             let end = end.clone().unwrap_or_else(|| {
+                let subject = &*claim.ask.subject;
                 tracing::warn!(
-                    app = claim.ask.app,
-                    action = claim.ask.action,
-                    order_id = claim.ask.order_id,
-                    instance_id = claim.ask.instance_id,
+                    app = &*subject.app,
+                    action = &*subject.action,
+                    order_id = subject.order_id.as_deref(),
+                    instance_id = subject.instance_id.as_deref(),
                     attempt = claim.number,
                     "a delivery still runs although the process ends: it is unconfirmed now"
                 );
-                let code = Rejection::ShuttingDown.code().to_owned();
+                let code = Rejection::ShuttingDown.code().into();
                 Outgoing::Unconfirmed(Reason { code, ..Reason::default() })
             });
             // What cannot be recorded now is found unconfirmed at the next start.
@@ -454,7 +480,9 @@ fn outgoing(delivery: &Delivery) -> Outgoing {
     let reason = |rejection: &Rejection| outcome::reason(rejection);
     match (&delivery.answer, delivery.outcome) {
         (Ok(reply), Outcome::Refused) => Outgoing::Refused { reply: reply.clone() },
-        (Ok(reply), _) => Outgoing::Confirmed { instance_id: delivery.instance_id.clone(), reply: reply.clone() },
+        (Ok(reply), _) => {
+            Outgoing::Confirmed { instance_id: delivery.instance_id.as_deref().map(Arc::from), reply: reply.clone() }
+        }
         (Err(rejection), Outcome::Failed) => Outgoing::Failed(reason(rejection)),
         (Err(rejection), _) => Outgoing::Unconfirmed(reason(rejection)),
     }
@@ -462,13 +490,14 @@ fn outgoing(delivery: &Delivery) -> Outgoing {
 
 /// Copies that differ in what does not count are one order; whoever looks into one should know.
 fn notice_extras(ask: &Ask, entry: &Entry) {
-    if ask.extras != entry.extras && ask.fingerprint == entry.fingerprint {
+    let (asked, known) = (&*ask.subject, &*entry.subject);
+    if asked.extras != known.extras && asked.fingerprint == known.fingerprint {
         tracing::info!(
-            app = ask.app,
-            action = ask.action,
-            order_id = ask.order_id,
+            app = &*asked.app,
+            action = &*asked.action,
+            order_id = asked.order_id.as_deref(),
             delivery = entry.key.idempotency_key(),
-            request_id = ask.request_id,
+            request_id = &*ask.request_id,
             "a copy of this order differs in fields that do not count: undocumented ones, or ones that the dialect leaves out"
         );
     }

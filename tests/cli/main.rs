@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use spigate::config::scalar::Secret;
-use spigate::journal::entry::{Ask, Claimant, End, Ending, Lifecycle, Reason};
+use spigate::journal::entry::{Ask, Claimant, End, Ending, Lifecycle, Reason, Subject};
 use spigate::journal::key::{DeliveryKey, Fingerprint, Origin};
 use spigate::journal::sqlite::SqliteStore;
 use spigate::journal::store::{Archive as _, Deliveries as _, Filter};
@@ -303,16 +303,18 @@ impl JournalFile {
         let now = spigate::clock::now();
         let ask = Arc::new(Ask {
             base: DeliveryKey::from_slice(&bytes).unwrap(),
-            origin: Origin::from_slice(&bytes).unwrap(),
-            lookalike: None,
-            fingerprint: Fingerprint::from_slice(&bytes).unwrap(),
-            extras: spigate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
-            app: "crm".into(),
-            action: "CreateAppInstance".into(),
-            debug: false,
-            order_id: Some(order.to_owned()),
-            instance_id: None,
-            user_id: None,
+            subject: Arc::new(Subject {
+                origin: Origin::from_slice(&bytes).unwrap(),
+                lookalike: None,
+                fingerprint: Fingerprint::from_slice(&bytes).unwrap(),
+                extras: spigate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
+                app: "crm".into(),
+                action: "CreateAppInstance".into(),
+                debug: false,
+                order_id: Some(order.into()),
+                instance_id: None,
+                user_id: None,
+            }),
             lifecycle: Lifecycle::None,
             hold: true,
             instance_must_be_new: true,
@@ -326,12 +328,12 @@ impl JournalFile {
                 Some(instance) => {
                     let reply = Self::reply(instance);
                     let reply = self.vault.seal(&self.store, "crm", &entry.key, reply.as_bytes(), now).await.unwrap();
-                    Ending::Confirmed { instance_id: Some(instance.to_owned()), reply }
+                    Ending::Confirmed { instance_id: Some(instance.into()), reply }
                 }
                 None => Ending::Unconfirmed(Reason { code: "backend_timeout".into(), ..Reason::default() }),
             };
             let end = End { ask, key: entry.key, cycle: 0, attempt: 1, began_at: now, ending, now };
-            self.store.finish(Arc::new(end)).await.unwrap();
+            self.store.finish(end).await.unwrap();
             entry.key.idempotency_key()
         })
     }

@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use spigate::journal::entry::{Ask, Attempt, AttemptOutcome, Ended, Ending, Entry, Lifecycle, Reason, Sealed, State};
+use spigate::journal::entry::{
+    Ask, Attempt, AttemptOutcome, Ended, Ending, Entry, Lifecycle, Reason, Sealed, State, Subject,
+};
 use spigate::journal::key::Origin;
 use spigate::journal::machine::{Decision, Finished, INSTANCE_REUSED, Resolution, Unresolvable};
 use spigate::journal::store::{Counts, Filter, Pruned, Record, Retention, Which, Wrap};
 
 use crate::bench::{Bench, Gateway};
-use crate::sample::{Call, START, after, content, failed, key, lookalike, unconfirmed};
+use crate::sample::{Call, START, about, after, content, failed, key, lookalike, unconfirmed};
 
 /// Runs the suite against the bench that an expression makes, anew for each test. It may make
 /// none, where what it needs cannot be had: `contract!(crate::bench::Memory::new())`.
@@ -88,28 +90,25 @@ pub(crate) use contract;
 
 pub(crate) async fn the_first_copy_is_forwarded_and_recorded<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
-    let ask = Ask {
-        debug: true,
-        instance_id: Some("i-1".into()),
-        lookalike: Some(lookalike(&["alike"])),
-        now: after(7),
-        ..gateway.create("o-1")
-    };
+    let ask = about(Ask { now: after(7), ..gateway.create("o-1") }, |subject| {
+        subject.debug = true;
+        subject.instance_id = Some("i-1".into());
+        subject.lookalike = Some(lookalike(&["alike"]));
+    });
     let Call { ask, entry } = gateway.forward(ask).await;
     let now = if B::OWN_CLOCK { entry.received_at } else { after(7) };
     let expected = Entry {
         key: ask.base,
-        origin: ask.origin,
-        lookalike: ask.lookalike,
-        fingerprint: ask.fingerprint,
-        extras: ask.extras,
-        app: "crm".into(),
-        action: "CreateAppInstance".into(),
-        debug: true,
         cycle: 0,
-        order_id: Some("o-1".into()),
-        instance_id: Some("i-1".into()),
-        user_id: Some("usr-1".into()),
+        subject: Arc::new(Subject {
+            app: "crm".into(),
+            action: "CreateAppInstance".into(),
+            debug: true,
+            order_id: Some("o-1".into()),
+            instance_id: Some("i-1".into()),
+            user_id: Some("usr-1".into()),
+            ..(*ask.subject).clone()
+        }),
         received_at: now,
         changed_at: now,
         state: State::Running,
@@ -270,21 +269,21 @@ pub(crate) async fn values_of_every_script_and_length_are_kept<B: Bench>(mut ben
     let long = "长😀é\u{301}\u{feff}'\"\\%_ ".repeat(2000);
     for text in [String::new(), " ".into(), "NULL".into(), "'; --".into(), "\u{1}\t\u{7f}".into(), long] {
         let instance = format!("instance {text}");
-        let ask = Ask {
-            base: key(&["text", &text]),
-            fingerprint: content(&["text", &text]),
-            app: format!("app {text}"),
-            action: format!("action {text}"),
-            user_id: Some(text.clone()),
-            instance_id: Some(text.clone()),
-            request_id: text.clone(),
-            ..gateway.create(&text)
-        };
+        let ask = about(
+            Ask { base: key(&["text", &text]), request_id: text.as_str().into(), ..gateway.create(&text) },
+            |subject| {
+                subject.fingerprint = content(&["text", &text]);
+                subject.app = format!("app {text}").into();
+                subject.action = format!("action {text}").into();
+                subject.user_id = Some(text.as_str().into());
+                subject.instance_id = Some(text.as_str().into());
+            },
+        );
         let call = gateway.forward(ask).await;
-        assert_eq!(call.entry.order_id.as_ref(), Some(&text));
+        assert_eq!(call.entry.subject.order_id.as_deref(), Some(&*text));
         let bytes: Vec<u8> = (0..=255).chain(text.bytes()).collect();
         let reply = Sealed { data_key: gateway.data_key, bytes };
-        let ending = Ending::Confirmed { instance_id: Some(instance.clone()), reply };
+        let ending = Ending::Confirmed { instance_id: Some(instance.as_str().into()), reply };
         let (_, entry) = gateway.finish(call.end(ending)).await;
         let looked = gateway.look(call.key()).await;
         assert_eq!(looked, entry);
@@ -313,7 +312,7 @@ pub(crate) async fn values_of_every_script_and_length_are_kept<B: Bench>(mut ben
 pub(crate) async fn other_content_conflicts_in_every_state<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
     let conflicts = async || {
-        let other = Ask { fingerprint: content(&["another"]), ..gateway.create("o-1") };
+        let other = about(gateway.create("o-1"), |subject| subject.fingerprint = content(&["another"]));
         let before = gateway.look(other.base).await;
         let claimed = gateway.claim(other).await;
         assert_eq!((claimed.decision, &claimed.entry), (Decision::Conflict, &before));
@@ -469,7 +468,8 @@ pub(crate) async fn an_instance_belongs_to_one_order<B: Bench>(mut bench: B) {
 
     // Where the app does not care, and in another app.
     assert_eq!(confirm(gateway.renew("o-4", "i-1"), "i-1").await.0, Finished::Recorded);
-    let elsewhere = Ask { app: "erp".into(), base: key(&["erp", "o-5"]), ..gateway.create("o-5") };
+    let elsewhere =
+        about(Ask { base: key(&["erp", "o-5"]), ..gateway.create("o-5") }, |subject| subject.app = "erp".into());
     assert_eq!(confirm(elsewhere, "i-1").await.0, Finished::Recorded);
     // Names are compared to the last byte.
     assert_eq!(confirm(gateway.create("o-6"), "I-1").await.0, Finished::Recorded);
@@ -554,7 +554,7 @@ pub(crate) async fn concurrent_ends_confirm_once<B: Bench>(mut bench: B) {
     }
     assert_eq!(first.len(), 1);
     let record = gateway.record(gateway.create("o-1").base).await;
-    assert_eq!(record.entry.confirmation.as_ref().unwrap().instance_id.as_ref(), Some(&first[0]));
+    assert_eq!(record.entry.confirmation.as_ref().unwrap().instance_id.as_deref(), Some(&*first[0]));
     assert_eq!(record.entry.reply, Some(gateway.sealed(&format!("made {}", first[0]))));
     let outcomes = || record.attempts().map(|attempt| attempt.ended.as_ref().unwrap().outcome);
     assert_eq!(outcomes().filter(|outcome| *outcome == AttemptOutcome::Confirmed).count(), 1);
@@ -730,13 +730,14 @@ async fn archive(gateway: &Gateway) -> Vec<Entry> {
     let open = gateway.forward(at(2, gateway.create("o-2"))).await;
     gateway.finish(open.end(gateway.refused())).await;
     keys.push(open.key());
-    let unsure = gateway.forward(at(3, Ask { user_id: Some("usr-2".into()), ..gateway.create("o-3") })).await;
+    let unsure =
+        gateway.forward(at(3, about(gateway.create("o-3"), |subject| subject.user_id = Some("usr-2".into())))).await;
     gateway.finish(unsure.end(unconfirmed())).await;
     keys.push(unsure.key());
     let done = gateway.forward(at(4, gateway.create("o-4"))).await;
     gateway.finish(done.end(gateway.confirmed("i-4"))).await;
     keys.push(done.key());
-    let closed = gateway.forward(at(5, Ask { app: "erp".into(), ..gateway.create("o-5") })).await;
+    let closed = gateway.forward(at(5, about(gateway.create("o-5"), |subject| subject.app = "erp".into()))).await;
     gateway.finish(closed.end(failed())).await;
     gateway.resolve(closed.key(), Resolution::Failed { message: "no".into() }).await.unwrap();
     keys.push(closed.key());
@@ -836,7 +837,8 @@ pub(crate) async fn lists_go_page_by_page<B: Bench>(mut bench: B) {
     let mut expected = Vec::new();
     for number in 0..25 {
         let app = if number % 5 == 0 { "erp" } else { "crm" };
-        let call = gateway.forward(Ask { app: app.into(), ..gateway.create(&format!("o-{number}")) }).await;
+        let call =
+            gateway.forward(about(gateway.create(&format!("o-{number}")), |subject| subject.app = app.into())).await;
         gateway.finish(call.end(failed())).await;
         expected.insert(0, call.key());
     }
@@ -918,7 +920,7 @@ pub(crate) async fn the_operator_knows_that_it_was_done<B: Bench>(mut bench: B) 
         let entry = gateway.resolve(call.key(), gateway.done(&instance, false)).await.unwrap();
         assert_eq!((entry.state, entry.doubt), (State::Done, false));
         assert_eq!(entry.reply, Some(gateway.sealed(&format!("operator: {instance}"))));
-        assert_eq!(entry.confirmation.as_ref().unwrap().instance_id.as_ref(), Some(&instance));
+        assert_eq!(entry.confirmation.as_ref().unwrap().instance_id.as_deref(), Some(&*instance));
         assert_eq!(entry.decision.as_ref().unwrap().what, "done");
         if !B::OWN_CLOCK {
             assert_eq!(entry.confirmation.as_ref().unwrap().at, after(500));
@@ -934,7 +936,7 @@ pub(crate) async fn the_operator_knows_that_it_was_done<B: Bench>(mut bench: B) 
         // And a late confirmation of the backend does not undo it.
         let (finished, late) = gateway.finish(call.end(gateway.confirmed(&format!("another of {order}")))).await;
         assert_eq!(finished, Finished::Duplicate);
-        assert_eq!(late.confirmation.unwrap().instance_id, Some(instance));
+        assert_eq!(late.confirmation.unwrap().instance_id, Some(instance.into()));
     }
 }
 
@@ -1012,7 +1014,7 @@ pub(crate) async fn counts_what_waits<B: Bench>(mut bench: B) {
     assert_eq!(counts().await, []);
     let entries = archive(&gateway).await;
     assert_eq!(counts().await, [app("crm", 1, 1)]);
-    let elsewhere = gateway.forward(Ask { app: "erp".into(), ..gateway.create("o-6") }).await;
+    let elsewhere = gateway.forward(about(gateway.create("o-6"), |subject| subject.app = "erp".into())).await;
     gateway.finish(elsewhere.end(gateway.confirmed("i-6"))).await;
     assert_eq!(counts().await, [app("crm", 1, 1), app("erp", 0, 1)]);
     gateway.store.answered(entries[3].key, after(9)).await.unwrap();
@@ -1203,12 +1205,12 @@ pub(crate) async fn unused_wraps_are_removed<B: Bench>(mut bench: B) {
 pub(crate) async fn lookalikes_share_a_delivery_until_it_is_answered<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
     // Each copy has a signature, and so a key, of its own.
-    let copy = |signature: &str| Ask {
-        base: key(&["signature", signature]),
-        order_id: None,
-        lookalike: Some(lookalike(&["i-1", "1_year"])),
-        fingerprint: content(&["i-1", "1_year"]),
-        ..gateway.renew("", "i-1")
+    let copy = |signature: &str| {
+        about(Ask { base: key(&["signature", signature]), ..gateway.renew("", "i-1") }, |subject| {
+            subject.order_id = None;
+            subject.lookalike = Some(lookalike(&["i-1", "1_year"]));
+            subject.fingerprint = content(&["i-1", "1_year"]);
+        })
     };
     let first = gateway.forward(copy("1")).await;
     let joined = gateway.claim(copy("2")).await;
@@ -1231,20 +1233,23 @@ pub(crate) async fn lookalikes_share_a_delivery_until_it_is_answered<B: Bench>(m
         assert_eq!((replayed.decision, replayed.entry.key), (Decision::Replay, first.key()), "{byte_identical}");
     }
     // Others are others, and without the app's wish nothing is shared.
-    let other = Ask { lookalike: Some(lookalike(&["i-2"])), fingerprint: content(&["i-2"]), ..copy("7") };
+    let other = about(copy("7"), |subject| {
+        subject.lookalike = Some(lookalike(&["i-2"]));
+        subject.fingerprint = content(&["i-2"]);
+    });
     assert_eq!(gateway.forward(other).await.entry.latest.number, 1);
-    assert_eq!(gateway.forward(Ask { lookalike: None, ..copy("8") }).await.entry.latest.number, 1);
+    assert_eq!(gateway.forward(about(copy("8"), |subject| subject.lookalike = None)).await.entry.latest.number, 1);
 }
 
 pub(crate) async fn lookalikes_share_the_instance_that_one_of_them_made<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
-    let copy = |number: u8| Ask {
-        base: key(&["signature", &number.to_string()]),
-        origin: Origin::from_slice(&[number; 32]).unwrap(),
-        order_id: None,
-        lookalike: Some(lookalike(&["alike"])),
-        fingerprint: content(&["alike"]),
-        ..gateway.create("")
+    let copy = |number: u8| {
+        about(Ask { base: key(&["signature", &number.to_string()]), ..gateway.create("") }, |subject| {
+            subject.origin = Origin::from_slice(&[number; 32]).unwrap();
+            subject.order_id = None;
+            subject.lookalike = Some(lookalike(&["alike"]));
+            subject.fingerprint = content(&["alike"]);
+        })
     };
     let first = gateway.forward(copy(1)).await;
     gateway.finish(first.end(unconfirmed())).await;
@@ -1263,14 +1268,18 @@ pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {
     assert_eq!(gateway.claim(gateway.expire("i-1")).await.decision, Decision::Replay);
     // Of another instance, and of an instance of this name in another app.
     gateway.forward(gateway.renew("o-1", "i-2")).await;
-    gateway.forward(Ask { app: "erp".into(), base: key(&["erp"]), ..gateway.renew("o-1", "i-1") }).await;
+    gateway
+        .forward(about(Ask { base: key(&["erp"]), ..gateway.renew("o-1", "i-1") }, |subject| {
+            subject.app = "erp".into()
+        }))
+        .await;
     assert_eq!(gateway.claim(gateway.expire("i-1")).await.decision, Decision::Replay);
 
     let renewal = gateway.forward(gateway.renew("o-2", "i-1")).await;
     assert_eq!(renewal.entry.cycle, 0);
     // Copies that are not forwarded begin nothing.
     assert_eq!(gateway.claim(gateway.renew("o-2", "i-1")).await.decision, Decision::Join);
-    let conflicting = Ask { fingerprint: content(&["other"]), ..gateway.renew("o-2", "i-1") };
+    let conflicting = about(gateway.renew("o-2", "i-1"), |subject| subject.fingerprint = content(&["other"]));
     assert_eq!(gateway.claim(conflicting).await.decision, Decision::Conflict);
     let second = gateway.forward(gateway.expire("i-1")).await;
     assert_eq!((second.entry.cycle, second.entry.latest.number), (1, 1));
@@ -1281,7 +1290,9 @@ pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {
     gateway.finish(renewal.end(failed())).await;
     gateway.forward(gateway.renew("o-2", "i-1")).await;
     assert_eq!(gateway.forward(gateway.expire("i-1")).await.entry.cycle, 2);
-    let delete = Ask { base: key(&["delete"]), action: "DeleteAppInstance".into(), ..gateway.expire("i-1") };
+    let delete = about(Ask { base: key(&["delete"]), ..gateway.expire("i-1") }, |subject| {
+        subject.action = "DeleteAppInstance".into()
+    });
     assert_eq!(gateway.forward(delete).await.entry.cycle, 2);
 }
 
@@ -1323,11 +1334,15 @@ pub(crate) async fn an_expiry_is_replayed_for_a_while<B: Bench>(mut bench: B) {
 
 pub(crate) async fn an_expiry_without_an_instance_has_no_cycles<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
-    let nameless = |number: &str| Ask {
-        instance_id: None,
-        lifecycle: Lifecycle::Ends { replay_for: SignedDuration::from_secs(-1) },
-        now: after(1),
-        ..gateway.expire(number)
+    let nameless = |number: &str| {
+        about(
+            Ask {
+                lifecycle: Lifecycle::Ends { replay_for: SignedDuration::from_secs(-1) },
+                now: after(1),
+                ..gateway.expire(number)
+            },
+            |subject| subject.instance_id = None,
+        )
     };
     for number in ["1", "2"] {
         let call = gateway.forward(nameless(number)).await;

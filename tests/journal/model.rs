@@ -11,7 +11,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestError, TestRunner};
-use spigate::journal::entry::{Ask, Attempt, Claimant, End, Ending, Entry, Lifecycle, Reason, Sealed, State};
+use spigate::journal::entry::{Ask, Attempt, Claimant, End, Ending, Entry, Lifecycle, Reason, Sealed, State, Subject};
 use spigate::journal::key::{DeliveryKey, Extras, Origin};
 use spigate::journal::machine::{
     self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Step, Unresolvable,
@@ -170,7 +170,7 @@ impl What {
 }
 
 /// What is tested.
-trait Subject {
+trait Journal {
     /// The name that this gateway claims with, if it serves.
     fn gateway(&self, number: usize) -> String;
     fn data_key(&self) -> i64;
@@ -188,27 +188,27 @@ trait Subject {
 #[derive(Default)]
 struct Bare {
     entries: HashMap<DeliveryKey, (Entry, BTreeMap<u32, Attempt>)>,
-    owners: HashMap<String, Origin>,
-    cycles: HashMap<String, u32>,
+    owners: HashMap<Arc<str>, Origin>,
+    cycles: HashMap<Arc<str>, u32>,
     lives: [u32; 2],
     dead: HashSet<String>,
 }
 
 impl Bare {
     fn is_lapsed(&self, entry: &Entry) -> bool {
-        self.dead.contains(&entry.latest.claimant.gateway)
+        self.dead.contains(&*entry.latest.claimant.gateway)
     }
 
-    fn is_taken(&self, instance: Option<&String>, origin: Origin) -> bool {
+    fn is_taken(&self, instance: Option<&Arc<str>>, origin: Origin) -> bool {
         instance.and_then(|instance| self.owners.get(instance)).is_some_and(|owner| *owner != origin)
     }
 
     fn write(&mut self, entry: &Entry, change: Change) {
-        if let (CycleChange::Raise, Some(instance)) = (change.cycle, &entry.instance_id) {
+        if let (CycleChange::Raise, Some(instance)) = (change.cycle, &entry.subject.instance_id) {
             *self.cycles.entry(instance.clone()).or_default() += 1;
         }
         if let Some(instance) = change.instance {
-            self.owners.entry(instance).or_insert(entry.origin);
+            self.owners.entry(instance).or_insert(entry.subject.origin);
         }
         if change.entry {
             let kept = self.entries.entry(entry.key).or_insert_with(|| (entry.clone(), BTreeMap::new()));
@@ -218,7 +218,7 @@ impl Bare {
     }
 }
 
-impl Subject for Bare {
+impl Journal for Bare {
     fn gateway(&self, number: usize) -> String {
         format!("g{number}-{}", self.lives[number])
     }
@@ -233,7 +233,7 @@ impl Subject for Bare {
 
     async fn claim(&mut self, _: usize, ask: Arc<Ask>) -> Claimed {
         loop {
-            let cycle = match (ask.lifecycle, &ask.instance_id) {
+            let cycle = match (ask.lifecycle, &ask.subject.instance_id) {
                 (Lifecycle::Ends { .. }, Some(instance)) => self.cycles.get(instance).copied().unwrap_or(0),
                 _ => 0,
             };
@@ -245,7 +245,7 @@ impl Subject for Bare {
                     self.write(&claimed.entry, change);
                     return claimed;
                 }
-                Step::NextCycle => *self.cycles.entry(ask.instance_id.clone().unwrap()).or_default() += 1,
+                Step::NextCycle => *self.cycles.entry(ask.subject.instance_id.clone().unwrap()).or_default() += 1,
             }
         }
     }
@@ -254,12 +254,12 @@ impl Subject for Bare {
         let (known, history) = self.entries.get(&end.key).cloned().unzip();
         let earlier = history.and_then(|history| history.get(&end.attempt).cloned());
         let taken = match &end.ending {
-            Ending::Confirmed { instance_id, .. } => self.is_taken(instance_id.as_ref(), end.ask.origin),
+            Ending::Confirmed { instance_id, .. } => self.is_taken(instance_id.as_ref(), end.ask.subject.origin),
             Ending::Refused { .. } | Ending::Failed(_) | Ending::Unconfirmed(_) => false,
         };
-        let (finished, entry, change) = machine::finish(known, earlier, taken, &end);
+        let (finished, entry, change) = machine::finish(known.map(Arc::new), earlier, taken, &end);
         self.write(&entry, change);
-        (finished, entry)
+        (finished, Arc::unwrap_or_clone(entry))
     }
 
     async fn look(&mut self, key: DeliveryKey) -> Option<Entry> {
@@ -273,7 +273,7 @@ impl Subject for Bare {
     async fn resolve(&mut self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Option<Resolved> {
         let entry = self.entries.get(&key)?.0.clone();
         let taken = match &resolution {
-            Resolution::Done { instance_id, .. } => self.is_taken(instance_id.as_ref(), entry.origin),
+            Resolution::Done { instance_id, .. } => self.is_taken(instance_id.as_ref(), entry.subject.origin),
             Resolution::Retry | Resolution::Failed { .. } | Resolution::Settled => false,
         };
         let lapsed = self.is_lapsed(&entry);
@@ -312,7 +312,7 @@ impl<B: Bench> Stored<B> {
     }
 }
 
-impl<B: Bench> Subject for Stored<B> {
+impl<B: Bench> Journal for Stored<B> {
     fn gateway(&self, number: usize) -> String {
         self.at(number).name.clone()
     }
@@ -332,7 +332,7 @@ impl<B: Bench> Subject for Stored<B> {
     async fn finish(&mut self, end: End) -> (Finished, Entry) {
         // From wherever: a store cannot tell.
         let store = &self.at(usize::try_from(end.attempt).unwrap()).store;
-        let (finished, entry) = store.finish(Arc::new(end)).await.unwrap();
+        let (finished, entry) = store.finish(end).await.unwrap();
         (finished, Arc::unwrap_or_clone(entry))
     }
 
@@ -476,7 +476,7 @@ struct Call {
 
 /// The history of one test, and everything that is known from it.
 struct History<S> {
-    subject: S,
+    journal: S,
     now: Timestamp,
     deliveries: BTreeMap<Name, Facts>,
     cycles: HashMap<String, u32>,
@@ -497,10 +497,10 @@ macro_rules! ensure {
     };
 }
 
-impl<S: Subject> History<S> {
-    fn new(subject: S) -> Self {
+impl<S: Journal> History<S> {
+    fn new(journal: S) -> Self {
         Self {
-            subject,
+            journal,
             now: START,
             deliveries: BTreeMap::new(),
             cycles: HashMap::new(),
@@ -543,7 +543,7 @@ impl<S: Subject> History<S> {
                 None => Ok(()),
             },
             Operation::Crash { gateway } => {
-                let dead = self.subject.crash(gateway).await;
+                let dead = self.journal.crash(gateway).await;
                 self.tell(format_args!("{dead:?} is dead"));
                 let attempts = self.deliveries.values_mut().flat_map(|facts| &mut facts.attempts);
                 for fate in attempts.filter(|fate| fate.runs() && dead.contains(&fate.gateway)) {
@@ -553,7 +553,7 @@ impl<S: Subject> History<S> {
                 Ok(())
             }
             Operation::Clock { seconds } => {
-                if self.subject.takes_our_time() {
+                if self.journal.takes_our_time() {
                     self.now += SignedDuration::from_secs(seconds);
                     self.tell(format_args!("the clock jumps by {seconds} s"));
                 }
@@ -571,28 +571,30 @@ impl<S: Subject> History<S> {
     }
 
     fn sealed(&self, text: &str) -> Sealed {
-        Sealed { data_key: self.subject.data_key(), bytes: text.into() }
+        Sealed { data_key: self.journal.data_key(), bytes: text.into() }
     }
 
     fn ask(&self, gateway: usize, what: What, other_content: bool, hold: bool, impatient: bool) -> Ask {
         let number = i64::try_from(self.told.len()).unwrap();
         Ask {
             base: key(&[&what.name()]),
-            origin: Origin::from_slice(key(&["origin", &what.order()]).as_bytes()).unwrap(),
-            lookalike: None,
-            fingerprint: content(&[&what.order(), if other_content { "other" } else { "same" }]),
-            extras: Extras::from_slice(&[7; 32]).unwrap(),
-            app: "crm".into(),
-            action: "Action".into(),
-            debug: matches!(what, What::Create { debug: true, .. }),
-            order_id: Some(what.order()),
-            instance_id: what.instance(),
-            user_id: None,
+            subject: Arc::new(Subject {
+                origin: Origin::from_slice(key(&["origin", &what.order()]).as_bytes()).unwrap(),
+                lookalike: None,
+                fingerprint: content(&[&what.order(), if other_content { "other" } else { "same" }]),
+                extras: Extras::from_slice(&[7; 32]).unwrap(),
+                app: "crm".into(),
+                action: "Action".into(),
+                debug: matches!(what, What::Create { debug: true, .. }),
+                order_id: Some(what.order().into()),
+                instance_id: what.instance().map(Arc::from),
+                user_id: None,
+            }),
             lifecycle: what.lifecycle(impatient),
             hold,
             instance_must_be_new: what.is_create(),
-            claimant: Claimant { gateway: self.subject.gateway(gateway), number },
-            request_id: format!("request-{number}"),
+            claimant: Claimant { gateway: self.journal.gateway(gateway).into(), number },
+            request_id: format!("request-{number}").into(),
             now: self.now,
         }
     }
@@ -602,7 +604,7 @@ impl<S: Subject> History<S> {
         let (Lifecycle::Ends { replay_for }, Some(instance)) = (ask.lifecycle, what.instance()) else {
             return (what.name(), 0);
         };
-        let takes_our_time = self.subject.takes_our_time();
+        let takes_our_time = self.journal.takes_our_time();
         let cycle = self.cycles.entry(instance).or_default();
         let facts = self.deliveries.get(&(what.name(), *cycle));
         let same = facts.filter(|facts| facts.other_content == other_content);
@@ -617,7 +619,7 @@ impl<S: Subject> History<S> {
     async fn claim(&mut self, gateway: usize, what: What, ask: Ask, other_content: bool) -> Checked {
         let name = self.name(what, &ask, other_content);
         let ask = Arc::new(ask);
-        let Claimed { decision, entry } = self.subject.claim(gateway, Arc::clone(&ask)).await;
+        let Claimed { decision, entry } = self.journal.claim(gateway, Arc::clone(&ask)).await;
         let (by, hold) = (&ask.claimant.gateway, if ask.hold { ", held if in doubt" } else { "" });
         let number = entry.latest.number;
         let other = if other_content { ", other content" } else { "" };
@@ -649,7 +651,7 @@ impl<S: Subject> History<S> {
             confirmed: None,
             closed: false,
         });
-        facts.attempts.push(Fate { gateway: ask.claimant.gateway.clone(), ..Fate::default() });
+        facts.attempts.push(Fate { gateway: ask.claimant.gateway.to_string(), ..Fate::default() });
         let expected = facts.attempts.len();
         ensure!(usize::try_from(number).unwrap() == expected, "it should be attempt {expected}");
         ensure!(entry.latest.claimant == ask.claimant, "the attempt is somebody else's: {entry:#?}");
@@ -669,7 +671,7 @@ impl<S: Subject> History<S> {
         if !is_latest || !is_current || !facts.latest_runs() || facts.confirmed.is_some() {
             return Ok(());
         }
-        let Claimed { decision, entry } = self.subject.claim(call.gateway, Arc::clone(&call.ask)).await;
+        let Claimed { decision, entry } = self.journal.claim(call.gateway, Arc::clone(&call.ask)).await;
         self.tell(format_args!(
             "{}: attempt {} of {:?} claimed again: {decision:?}",
             call.ask.claimant.gateway,
@@ -694,11 +696,11 @@ impl<S: Subject> History<S> {
         let (ending, instance) = match how {
             How::Confirmed { instance } => {
                 let instance_id = call.what.made(instance);
-                let reply = Sealed { data_key: self.subject.data_key(), bytes: reply.clone().into() };
-                (Ending::Confirmed { instance_id: instance_id.clone(), reply }, instance_id)
+                let reply = Sealed { data_key: self.journal.data_key(), bytes: reply.clone().into() };
+                (Ending::Confirmed { instance_id: instance_id.as_deref().map(Arc::from), reply }, instance_id)
             }
             How::Refused => (
-                Ending::Refused { reply: Sealed { data_key: self.subject.data_key(), bytes: reply.clone().into() } },
+                Ending::Refused { reply: Sealed { data_key: self.journal.data_key(), bytes: reply.clone().into() } },
                 None,
             ),
             How::Failed => (Ending::Failed(reason), None),
@@ -740,7 +742,7 @@ impl<S: Subject> History<S> {
             facts.settled = attempt;
         }
         self.tell(format_args!("attempt {attempt} of {:?} ends: {how:?}", call.name));
-        let (finished, entry) = self.subject.finish(end).await;
+        let (finished, entry) = self.journal.finish(end).await;
         ensure!(expected.contains(&finished), "it should be {expected:?} and is {finished:?}: {entry:#?}");
         ensure!(entry.key == call.entry.key, "another delivery was ended: {entry:#?}");
         Ok(())
@@ -750,9 +752,11 @@ impl<S: Subject> History<S> {
         let reply = format!("the operator's reply {}", self.told.len());
         let resolution = match what {
             Verdict::Retry => Resolution::Retry,
-            Verdict::Done { instance, lost_reply } => {
-                Resolution::Done { instance_id: call.what.made(instance), reply: self.sealed(&reply), lost_reply }
-            }
+            Verdict::Done { instance, lost_reply } => Resolution::Done {
+                instance_id: call.what.made(instance).map(Arc::from),
+                reply: self.sealed(&reply),
+                lost_reply,
+            },
             Verdict::Failed => Resolution::Failed { message: "no".into() },
         };
         let order = call.what.order();
@@ -787,7 +791,7 @@ impl<S: Subject> History<S> {
             }
         }
         self.tell(format_args!("the operator decides about {:?}: {what:?}", call.name));
-        let resolved = self.subject.resolve(call.entry.key, resolution, self.now).await;
+        let resolved = self.journal.resolve(call.entry.key, resolution, self.now).await;
         let Some(resolved) = resolved else { return Err("the delivery is gone".into()) };
         let is = resolved.as_ref().map(drop).map_err(|unresolvable| *unresolvable);
         ensure!(is == expected, "it should be {expected:?} and is {is:?}");
@@ -797,7 +801,7 @@ impl<S: Subject> History<S> {
     /// Compares what is recorded of every delivery with what is known of it.
     async fn look_at_all(&mut self) -> Checked {
         for (name, facts) in &self.deliveries {
-            let Some(entry) = self.subject.look(facts.key).await else { return Err(format!("{name:?} is gone")) };
+            let Some(entry) = self.journal.look(facts.key).await else { return Err(format!("{name:?} is gone")) };
             let states = facts.states();
             ensure!(states.contains(&entry.state), "{name:?} should be {states:?}: {facts:#?} {entry:#?}");
             let attempts = usize::try_from(entry.latest.number).unwrap();
@@ -811,20 +815,23 @@ impl<S: Subject> History<S> {
                 return Err(format!("the confirmation of {name:?} is lost: {facts:#?} {entry:#?}"));
             };
             ensure!(reply.bytes == known.reply.as_bytes(), "{name:?} has another reply: {facts:#?} {entry:#?}");
-            ensure!(confirmation.instance_id == known.instance, "{name:?} has another instance: {facts:#?} {entry:#?}");
+            ensure!(
+                confirmation.instance_id.as_deref() == known.instance.as_deref(),
+                "{name:?} has another instance: {facts:#?} {entry:#?}"
+            );
         }
         Ok(())
     }
 }
 
-/// Plays random histories against what `subject` makes.
-fn histories<S: Subject>(cases: u32, longest: usize, subject: impl AsyncFn() -> Option<S>) {
+/// Plays random histories against what `journal` makes.
+fn histories<S: Journal>(cases: u32, longest: usize, journal: impl AsyncFn() -> Option<S>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     let played = TestRunner::new(config).run(&history(longest), |operations| {
         runtime.block_on(async {
-            match subject().await {
-                Some(subject) => History::new(subject).play(&operations).await,
+            match journal().await {
+                Some(journal) => History::new(journal).play(&operations).await,
                 None => Ok(()),
             }
         })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
-use spigate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason, Sealed};
+use spigate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason, Sealed, Subject};
 use spigate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 use spigate::journal::machine::{Claimed, Decision, Finished, Resolution};
 use spigate::journal::store::{Filter, Record, Resolved};
@@ -37,6 +37,12 @@ pub(crate) fn lookalike(parts: &[&str]) -> Lookalike {
     Lookalike::from_slice(&hash(parts)).unwrap()
 }
 
+/// The same request about something else.
+pub(crate) fn about(mut ask: Ask, change: impl FnOnce(&mut Subject)) -> Ask {
+    change(Arc::make_mut(&mut ask.subject));
+    ask
+}
+
 /// What a claim comes to.
 pub(crate) struct Told {
     pub(crate) decision: Decision,
@@ -46,27 +52,29 @@ pub(crate) struct Told {
 impl Gateway {
     fn claimant(&self) -> Claimant {
         static CLAIMS: AtomicI64 = AtomicI64::new(1);
-        Claimant { gateway: self.name.clone(), number: CLAIMS.fetch_add(1, Ordering::Relaxed) }
+        Claimant { gateway: self.name.as_str().into(), number: CLAIMS.fetch_add(1, Ordering::Relaxed) }
     }
 
     fn ask(&self, app: &str, action: &str, about: &str) -> Ask {
         let claimant = self.claimant();
         Ask {
             base: key(&[app, action, about]),
-            origin: Origin::from_slice(&hash(&["origin", app, action, about])).unwrap(),
-            lookalike: None,
-            fingerprint: content(&["content of", about]),
-            extras: Extras::from_slice(&[7; 32]).unwrap(),
-            app: app.into(),
-            action: action.into(),
-            debug: false,
-            order_id: None,
-            instance_id: None,
-            user_id: None,
+            subject: Arc::new(Subject {
+                origin: Origin::from_slice(&hash(&["origin", app, action, about])).unwrap(),
+                lookalike: None,
+                fingerprint: content(&["content of", about]),
+                extras: Extras::from_slice(&[7; 32]).unwrap(),
+                app: app.into(),
+                action: action.into(),
+                debug: false,
+                order_id: None,
+                instance_id: None,
+                user_id: None,
+            }),
             lifecycle: Lifecycle::None,
             hold: false,
             instance_must_be_new: false,
-            request_id: format!("request-{}", claimant.number),
+            request_id: format!("request-{}", claimant.number).into(),
             claimant,
             now: START,
         }
@@ -74,34 +82,29 @@ impl Gateway {
 
     /// A purchase.
     pub(crate) fn create(&self, order: &str) -> Ask {
-        Ask {
-            order_id: Some(order.into()),
-            user_id: Some("usr-1".into()),
-            instance_must_be_new: true,
-            ..self.ask("crm", "CreateAppInstance", order)
-        }
+        about(Ask { instance_must_be_new: true, ..self.ask("crm", "CreateAppInstance", order) }, |subject| {
+            subject.order_id = Some(order.into());
+            subject.user_id = Some("usr-1".into());
+        })
     }
 
     /// The same purchase on trial: another delivery of the same order.
     pub(crate) fn debug_create(&self, order: &str) -> Ask {
-        Ask { debug: true, base: key(&["debug", order]), ..self.create(order) }
+        about(Ask { base: key(&["debug", order]), ..self.create(order) }, |subject| subject.debug = true)
     }
 
     pub(crate) fn renew(&self, order: &str, instance: &str) -> Ask {
-        Ask {
-            order_id: Some(order.into()),
-            instance_id: Some(instance.into()),
-            lifecycle: Lifecycle::Revives,
-            ..self.ask("crm", "RenewAppInstance", order)
-        }
+        about(Ask { lifecycle: Lifecycle::Revives, ..self.ask("crm", "RenewAppInstance", order) }, |subject| {
+            subject.order_id = Some(order.into());
+            subject.instance_id = Some(instance.into());
+        })
     }
 
     pub(crate) fn expire(&self, instance: &str) -> Ask {
-        Ask {
-            instance_id: Some(instance.into()),
-            lifecycle: Lifecycle::Ends { replay_for: HOUR },
-            ..self.ask("crm", "ExpireAppInstance", instance)
-        }
+        about(
+            Ask { lifecycle: Lifecycle::Ends { replay_for: HOUR }, ..self.ask("crm", "ExpireAppInstance", instance) },
+            |subject| subject.instance_id = Some(instance.into()),
+        )
     }
 
     pub(crate) async fn claim(&self, ask: Ask) -> Told {
@@ -122,7 +125,7 @@ impl Gateway {
     }
 
     pub(crate) async fn finish(&self, end: End) -> (Finished, Entry) {
-        let (finished, entry) = self.store.finish(Arc::new(end)).await.unwrap();
+        let (finished, entry) = self.store.finish(end).await.unwrap();
         (finished, Arc::unwrap_or_clone(entry))
     }
 

@@ -10,7 +10,7 @@ use crate::config::scalar::Secret;
 use crate::config::source::Sources;
 use crate::config::{self, Config};
 use crate::dialect::{ActionKind, builtin};
-use crate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason};
+use crate::journal::entry::{Ask, Claimant, End, Ending, Entry, Lifecycle, Reason, Subject};
 use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Origin};
 use crate::journal::machine::Resolution;
 use crate::journal::memory::MemoryStore;
@@ -73,7 +73,7 @@ impl Shop {
         let entry = self.create(order).await;
         let text = reply(instance);
         let reply = self.vault.seal(&self.store, "crm", &entry.key, text.as_bytes(), now()).await.unwrap();
-        self.finish(&entry, order, Ending::Confirmed { instance_id: Some(instance.to_owned()), reply }).await;
+        self.finish(&entry, order, Ending::Confirmed { instance_id: Some(instance.into()), reply }).await;
     }
 
     pub(super) async fn unconfirmed(&self, order: &str) {
@@ -99,7 +99,7 @@ impl Shop {
             ending,
             now: now() + jiff::SignedDuration::from_millis(1_532),
         };
-        self.store.finish(Arc::new(end)).await.unwrap();
+        self.store.finish(end).await.unwrap();
     }
 
     fn ask(&self, key: &[u8], order: &str) -> Ask {
@@ -107,16 +107,18 @@ impl Shop {
         bytes[..key.len()].copy_from_slice(key);
         Ask {
             base: DeliveryKey::from_slice(&bytes).unwrap(),
-            origin: Origin::from_slice(&bytes).unwrap(),
-            lookalike: None,
-            fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
-            extras: Extras::from_slice(&[0; 32]).unwrap(),
-            app: "crm".into(),
-            action: self.config.apps[0].dialect.action_of(ActionKind::Create).unwrap().name.clone(),
-            debug: false,
-            order_id: Some(order.to_owned()),
-            instance_id: None,
-            user_id: Some("usr-1".into()),
+            subject: Arc::new(Subject {
+                origin: Origin::from_slice(&bytes).unwrap(),
+                lookalike: None,
+                fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
+                extras: Extras::from_slice(&[0; 32]).unwrap(),
+                app: "crm".into(),
+                action: self.config.apps[0].dialect.action_of(ActionKind::Create).unwrap().name.as_str().into(),
+                debug: false,
+                order_id: Some(order.into()),
+                instance_id: None,
+                user_id: Some("usr-1".into()),
+            }),
             lifecycle: Lifecycle::None,
             hold: false,
             instance_must_be_new: true,

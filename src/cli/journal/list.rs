@@ -76,13 +76,14 @@ fn table(records: &[Record]) -> String {
         column.set_padding((0, 2));
     }
     for Record { entry, .. } in records {
+        let subject = &*entry.subject;
         table.add_row([
             time(entry.received_at),
             entry.key.idempotency_key(),
-            terminal::plain(&entry.app),
-            terminal::plain(&entry.action),
-            yes_or_no(entry.debug).to_owned(),
-            or_dash(entry.order_id.as_deref()),
+            terminal::plain(&subject.app),
+            terminal::plain(&subject.action),
+            yes_or_no(subject.debug).to_owned(),
+            or_dash(subject.order_id.as_deref()),
             or_dash(instance(entry)),
             entry.state.to_string(),
             entry.latest.number.to_string(),
@@ -96,7 +97,7 @@ fn table(records: &[Record]) -> String {
 /// The instance that the delivery made, else the one that it is about.
 pub(super) fn instance(entry: &Entry) -> Option<&str> {
     let made = entry.confirmation.as_ref().and_then(|confirmation| confirmation.instance_id.as_deref());
-    made.or(entry.instance_id.as_deref())
+    made.or(entry.subject.instance_id.as_deref())
 }
 
 /// To the second, in UTC.

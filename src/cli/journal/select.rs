@@ -109,7 +109,7 @@ mod tests {
         let entries = [shop.create_with_key(&[0xaa; 4], "o-1").await, shop.create_with_key(&[0xaa; 3], "o-2").await];
         let whole = entries[0].key.idempotency_key();
         let found = find(&shop.store, &whole).await.unwrap();
-        assert_eq!(found.entry.order_id.as_deref(), Some("o-1"));
+        assert_eq!(found.entry.subject.order_id.as_deref(), Some("o-1"));
         assert!(find(&shop.store, "aaaaaaaa").await.is_ok());
         for (id, said) in [("aaaaaa", "more than one"), ("bbbbbb", "no delivery")] {
             let failure = find(&shop.store, id).await.unwrap_err();

@@ -74,19 +74,19 @@ fn text(records: &[Record], replies: &[Reply], format: Format) -> String {
 }
 
 fn for_humans(record: &Record, reply: &Reply) -> String {
-    let entry = &record.entry;
+    let (entry, subject) = (&record.entry, &*record.entry.subject);
     let mut text = String::new();
     let mut put = |name: &str, value: &str| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:12} {value}");
     };
     put("id", &entry.key.idempotency_key());
-    put("app", &terminal::plain(&entry.app));
-    put("action", &terminal::plain(&entry.action));
-    put("debug", yes_or_no(entry.debug));
-    put("order", &or_dash(entry.order_id.as_deref()));
+    put("app", &terminal::plain(&subject.app));
+    put("action", &terminal::plain(&subject.action));
+    put("debug", yes_or_no(subject.debug));
+    put("order", &or_dash(subject.order_id.as_deref()));
     put("instance", &or_dash(instance(entry)));
-    put("customer", &or_dash(entry.user_id.as_deref()));
+    put("customer", &or_dash(subject.user_id.as_deref()));
     if entry.cycle > 0 {
         put("cycle", &format!("{}, which a renewal or upgrade of the instance began", entry.cycle));
     }
@@ -152,8 +152,8 @@ fn details(attempt: &Attempt) -> Vec<String> {
         ("rule", ended.and_then(|ended| ended.rule.as_deref())),
         ("cause", ended.and_then(|ended| ended.detail.as_deref())),
         ("instance", ended.and_then(|ended| ended.instance_id.as_deref())),
-        ("request", Some(attempt.request_id.as_str())),
-        ("gateway", Some(attempt.claimant.gateway.as_str())),
+        ("request", Some(&*attempt.request_id)),
+        ("gateway", Some(&*attempt.claimant.gateway)),
     ];
     let given = of_end.into_iter().filter_map(|(name, value)| Some((name, value?)));
     given.map(|(name, value)| format!("{name:8} {}", terminal::plain(value))).collect()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 
 use super::*;
-use crate::journal::entry::Claimant;
+use crate::journal::entry::{Claimant, Subject};
 use crate::journal::key::{Extras, Fingerprint, Origin};
 
 const REPLAY_FOR: SignedDuration = SignedDuration::from_hours(1);
@@ -24,23 +24,36 @@ fn key(number: u8) -> DeliveryKey {
 fn ask(number: i64) -> Ask {
     Ask {
         base: key(1),
-        origin: Origin::from_slice(&[2; 32]).unwrap(),
-        lookalike: None,
-        fingerprint: Fingerprint::from_slice(&[3; 32]).unwrap(),
-        extras: Extras::from_slice(&[4; 32]).unwrap(),
-        app: "crm".into(),
-        action: "CreateAppInstance".into(),
-        debug: false,
-        order_id: Some("o-1".into()),
-        instance_id: None,
-        user_id: Some("usr-1".into()),
+        subject: Arc::new(Subject {
+            origin: Origin::from_slice(&[2; 32]).unwrap(),
+            lookalike: None,
+            fingerprint: Fingerprint::from_slice(&[3; 32]).unwrap(),
+            extras: Extras::from_slice(&[4; 32]).unwrap(),
+            app: "crm".into(),
+            action: "CreateAppInstance".into(),
+            debug: false,
+            order_id: Some("o-1".into()),
+            instance_id: None,
+            user_id: Some("usr-1".into()),
+        }),
         lifecycle: Lifecycle::None,
         hold: false,
         instance_must_be_new: true,
         claimant: Claimant { gateway: "gateway".into(), number },
-        request_id: format!("request-{number}"),
+        request_id: format!("request-{number}").into(),
         now: at(number),
     }
+}
+
+/// With another fingerprint.
+fn other_content(ask: &mut Ask) {
+    Arc::make_mut(&mut ask.subject).fingerprint = Fingerprint::from_slice(&[9; 32]).unwrap();
+}
+
+/// The same request about something else.
+fn about(mut ask: Ask, change: impl FnOnce(&mut Subject)) -> Ask {
+    change(Arc::make_mut(&mut ask.subject));
+    ask
 }
 
 fn sealed(text: &str) -> Sealed {
@@ -113,9 +126,9 @@ impl Kept {
 
     fn finish(&mut self, taken: bool, end: &End) -> (Finished, Entry, Change) {
         let earlier = self.history.iter().find(|attempt| attempt.number == end.attempt).cloned();
-        let (finished, entry, change) = finish(self.entry.clone(), earlier, taken, end);
+        let (finished, entry, change) = finish(self.entry.clone().map(Arc::new), earlier, taken, end);
         self.write(&entry, change.clone());
-        (finished, entry, change)
+        (finished, Arc::unwrap_or_clone(entry), change)
     }
 
     fn resolve(&mut self, lapsed: bool, taken: bool, resolution: &Resolution) -> Result<Entry, Unresolvable> {
@@ -239,16 +252,14 @@ fn decided(kept: &mut Kept, lapsed: bool, taken: bool, resolution: &Resolution) 
 const EVENTS: &[(&str, Event)] = &[
     ("claim", |kept| decision(kept, false, |_| {})),
     ("claim,held", |kept| decision(kept, false, |ask| ask.hold = true)),
-    ("claim,other", |kept| decision(kept, false, |ask| ask.fingerprint = Fingerprint::from_slice(&[9; 32]).unwrap())),
+    ("claim,other", |kept| decision(kept, false, other_content)),
     ("claim,again", |kept| {
         let claimant = kept.entry.as_ref()?.latest.claimant.clone();
         decision(kept, false, |ask| ask.claimant = claimant)
     }),
     ("lapsed,claim", |kept| decision(kept, true, |_| {})),
     ("lapsed,claim,held", |kept| decision(kept, true, |ask| ask.hold = true)),
-    ("lapsed,claim,other", |kept| {
-        decision(kept, true, |ask| ask.fingerprint = Fingerprint::from_slice(&[9; 32]).unwrap())
-    }),
+    ("lapsed,claim,other", |kept| decision(kept, true, other_content)),
     ("confirmed", |kept| latest(kept, false, confirmed("i-1"))),
     ("confirmed,other", |kept| latest(kept, false, confirmed("i-2"))),
     ("confirmed,taken", |kept| latest(kept, true, confirmed("i-9"))),
@@ -347,8 +358,8 @@ fn holds(before: &Kept, after: &Kept, what: &str) {
     assert!(after.history.iter().all(|attempt| attempt.number < now.latest.number), "{what}: {:#?}", after.history);
     let Some(known) = &before.entry else { return };
     assert_eq!(
-        (now.key, now.cycle, now.received_at, &now.app, now.answered_at),
-        (known.key, known.cycle, known.received_at, &known.app, known.answered_at),
+        (now.key, now.cycle, now.received_at, &now.subject, now.answered_at),
+        (known.key, known.cycle, known.received_at, &known.subject, known.answered_at),
         "{what}"
     );
     assert!(now.latest.number == known.latest.number || now.latest.number == known.latest.number + 1, "{what}");
@@ -404,15 +415,15 @@ fn the_operators_retry_lets_one_attempt_through() {
 
 #[test]
 fn a_new_delivery_is_what_was_asked_for() {
-    let asked = Ask { debug: true, instance_id: Some("i-1".into()), ..ask(1) };
+    let asked = about(ask(1), |subject| {
+        subject.debug = true;
+        subject.instance_id = Some("i-1".into());
+    });
     let Step::Decided(claimed, change) = claim(None, false, &asked, key(7), 3) else { panic!() };
     assert_eq!(change, Change { entry: true, ..Change::default() });
     let entry = Arc::unwrap_or_clone(claimed.entry);
     assert_eq!((claimed.decision, entry.key, entry.cycle), (Decision::Forward, key(7), 3));
-    assert_eq!((entry.origin, entry.fingerprint, entry.extras), (asked.origin, asked.fingerprint, asked.extras));
-    assert!(entry.debug);
-    assert_eq!((entry.app.as_str(), entry.action.as_str()), ("crm", "CreateAppInstance"));
-    assert_eq!((entry.order_id, entry.instance_id, entry.user_id), (asked.order_id, asked.instance_id, asked.user_id));
+    assert!(Arc::ptr_eq(&entry.subject, &asked.subject), "nothing is copied");
     assert_eq!((entry.received_at, entry.changed_at, entry.latest.began_at), (at(1), at(1), at(1)));
     assert_eq!((entry.latest.claimant, entry.latest.request_id), (asked.claimant, asked.request_id));
 }
@@ -425,7 +436,8 @@ fn every_attempt_is_kept_as_it_was() {
     let first = kept.entry.clone().unwrap().latest;
     let ended = first.ended.clone().unwrap();
     assert_eq!((ended.outcome, ended.instance_id), (AttemptOutcome::Unconfirmed, None));
-    assert_eq!([ended.code, ended.rule, ended.detail], ["c", "r", "d"].map(|text| Some(text.to_owned())));
+    let told = [ended.code.as_deref(), ended.rule.as_deref(), ended.detail.as_deref()];
+    assert_eq!(told, ["c", "r", "d"].map(Some));
     assert_eq!((first.began_at, first.ended_at), (at(1), Some(at(51))));
 
     let (_, entry, change) = kept.claim(false, &ask(2));
@@ -572,8 +584,9 @@ fn instances_are_noted_where_they_must_be_new() {
         (finished, change.instance)
     };
     let create = ask(1);
-    let renew = Ask { instance_must_be_new: false, instance_id: Some("i-1".into()), ..ask(1) };
-    let named = Some("i-1".to_owned());
+    let renew =
+        about(Ask { instance_must_be_new: false, ..ask(1) }, |subject| subject.instance_id = Some("i-1".into()));
+    let named = Some("i-1".into());
     let nameless = Ending::Confirmed { instance_id: None, reply: sealed("ok") };
     assert_eq!(instance(&create, confirmed("i-1"), false), (Finished::Recorded, named));
     assert_eq!(instance(&create, confirmed("i-1"), true), (Finished::InstanceReused, None));
@@ -636,7 +649,9 @@ fn a_lost_reply_is_replaced_and_its_confirmation_stays() {
 /// What a copy of an expiry comes to, so many seconds after its confirmation.
 fn copy_of_expiry(seconds: i64, change: impl FnOnce(&mut Ask)) -> Option<Decision> {
     let lifecycle = Lifecycle::Ends { replay_for: REPLAY_FOR };
-    let mut asked = Ask { lifecycle, instance_id: Some("i-1".into()), instance_must_be_new: false, ..ask(1) };
+    let mut asked = about(Ask { lifecycle, instance_must_be_new: false, ..ask(1) }, |subject| {
+        subject.instance_id = Some("i-1".into())
+    });
     let mut kept = Kept::default();
     let (_, _, claimed) = kept.claim(false, &asked);
     assert_eq!(claimed.cycle, CycleChange::Touch);
@@ -663,9 +678,9 @@ fn an_expiry_is_replayed_for_its_time() {
     for seconds in [3601, 7200, 1_000_000] {
         assert_eq!(copy_of_expiry(seconds, |_| {}), None, "after {seconds} s");
     }
-    let other = |ask: &mut Ask| ask.fingerprint = Fingerprint::from_slice(&[9; 32]).unwrap();
+    let other = other_content;
     assert_eq!(copy_of_expiry(7200, other), Some(Decision::Conflict));
-    assert_eq!(copy_of_expiry(7200, |ask| ask.instance_id = None), Some(Decision::Replay));
+    assert_eq!(copy_of_expiry(7200, |ask| Arc::make_mut(&mut ask.subject).instance_id = None), Some(Decision::Replay));
     assert_eq!(copy_of_expiry(7200, |ask| ask.lifecycle = Lifecycle::None), Some(Decision::Replay));
     let at_once = Lifecycle::Ends { replay_for: SignedDuration::ZERO };
     assert_eq!(copy_of_expiry(0, |ask| ask.lifecycle = at_once), Some(Decision::Replay));
@@ -676,7 +691,8 @@ fn an_expiry_is_replayed_for_its_time() {
 fn only_a_confirmation_gets_too_old() {
     for (name, mut kept) in situations() {
         let lifecycle = Lifecycle::Ends { replay_for: REPLAY_FOR };
-        let asked = Ask { lifecycle, instance_id: Some("i-1".into()), now: at(1_000_000), ..ask(70) };
+        let asked =
+            about(Ask { lifecycle, now: at(1_000_000), ..ask(70) }, |subject| subject.instance_id = Some("i-1".into()));
         let step = claim(kept.entry.clone(), false, &asked, key(1), 0);
         let is_done = kept.entry.as_ref().is_some_and(|entry| entry.state == State::Done);
         assert_eq!(matches!(step, Step::NextCycle), is_done, "{name}");
@@ -697,13 +713,14 @@ fn whatever_is_forwarded_moves_the_cycle_and_nothing_else_does() {
     for (lifecycle, moved) in lifecycles {
         for (name, kept) in situations() {
             for hold in [false, true] {
-                let asked = Ask { lifecycle, hold, instance_id: Some("i-1".into()), ..ask(70) };
+                let asked =
+                    about(Ask { lifecycle, hold, ..ask(70) }, |subject| subject.instance_id = Some("i-1".into()));
                 let (decision, _, change) = kept.clone().claim(false, &asked);
                 let expected = if decision == Decision::Forward { moved } else { CycleChange::None };
                 assert_eq!(change.cycle, expected, "{name}");
             }
             for ending in [confirmed("i-1"), refused(), failed(), unconfirmed()] {
-                let asked = Ask { lifecycle, instance_id: Some("i-1".into()), ..ask(1) };
+                let asked = about(Ask { lifecycle, ..ask(1) }, |subject| subject.instance_id = Some("i-1".into()));
                 let end = End { ask: Arc::new(asked), ..end(1, ending) };
                 assert_eq!(kept.clone().finish(false, &end).2.cycle, CycleChange::None, "{name}");
             }

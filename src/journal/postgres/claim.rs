@@ -67,8 +67,9 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
             match machine::claim(seen.known.map(|stored| stored.entry), seen.lapsed, &ask, key, cycle) {
                 Step::Decided(claimed, change) => (claimed, change),
                 Step::NextCycle => {
-                    let instance = ask.instance_id.as_deref().unwrap_or_default();
-                    match shared.database.run(write::raise(&ask.app, instance, cycle, ask.now), deadline).await {
+                    let instance = ask.subject.instance_id.as_deref().unwrap_or_default();
+                    match shared.database.run(write::raise(&ask.subject.app, instance, cycle, ask.now), deadline).await
+                    {
                         // Whoever raised it: it is looked at again.
                         Ok(_) | Err(Failure::Race(_) | Failure::Unknown(_)) => continue,
                         Err(failure) => return Err(failure.into()),
@@ -93,7 +94,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
             return Ok(claimed);
         }
         let forward = claimed.decision == Decision::Forward;
-        let leased = forward.then_some(shared.gateway.as_str());
+        let leased = forward.then_some(&*shared.gateway);
         let statement = write::write(&claimed.entry, &Base { version, cycle, leased }, &change);
         let mut written = forward.then(|| Doubtful::new(shared, &ask, &claimed.entry, version));
         let before = doubtful.take();
@@ -122,9 +123,9 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
 
 /// The cycle that the request's instance is in.
 async fn cycle(shared: &Shared, ask: &Ask, deadline: Instant) -> Result<u32, Failure> {
-    let (Lifecycle::Ends { .. }, Some(instance)) = (ask.lifecycle, &ask.instance_id) else { return Ok(0) };
+    let (Lifecycle::Ends { .. }, Some(instance)) = (ask.lifecycle, &ask.subject.instance_id) else { return Ok(0) };
     let mut sql = Statement::new("SELECT cycle FROM spigate_cycles WHERE hash = ");
-    sql.bind(write::instance_hash(&ask.app, instance));
+    sql.bind(write::instance_hash(&ask.subject.app, instance));
     let rows = shared.database.read(sql, deadline).await?;
     rows.first().map_or(Ok(0), |row| rows::count(row, "cycle"))
 }
@@ -136,7 +137,7 @@ async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -
     sql.bind(text(&shared.gateway)).push(" AND lease_until > clock_timestamp() + interval '1 second' * ");
     sql.bind(shared.lease.as_secs_f64() / 2.0).push(") AS leased, ");
     push_lapsed(&mut sql, shared, Judge::Gateway);
-    match &ask.lookalike {
+    match &ask.subject.lookalike {
         None => sql.push(", false"),
         Some(_) => {
             sql.push(", EXISTS (SELECT 1 FROM spigate_aliases WHERE key = ").bind(key.as_bytes().to_vec()).push(")")
@@ -144,7 +145,7 @@ async fn see(shared: &Shared, ask: &Ask, key: &DeliveryKey, deadline: Instant) -
     };
     sql.push(&format!(" AS aliased, {} FROM (SELECT 1) AS one LEFT JOIN spigate_deliveries AS d ON ", rows::ENTRY));
     let bytes = key.as_bytes().to_vec();
-    match &ask.lookalike {
+    match &ask.subject.lookalike {
         None => {
             sql.push("d.key = ").bind(bytes);
         }
@@ -207,7 +208,7 @@ async fn wait_for(shared: &Shared, row: Option<i64>, version: i64, deadline: Ins
 struct Doubtful {
     shared: Arc<Shared>,
     ask: Arc<Ask>,
-    entry: Entry,
+    entry: Arc<Entry>,
     /// The version that it was written on.
     version: i64,
     /// Whether an earlier write of the same claim is in doubt.
@@ -217,11 +218,11 @@ struct Doubtful {
 
 impl Doubtful {
     /// Before the statement is sent.
-    fn new(shared: &Arc<Shared>, ask: &Arc<Ask>, entry: &Entry, version: i64) -> Self {
+    fn new(shared: &Arc<Shared>, ask: &Arc<Ask>, entry: &Arc<Entry>, version: i64) -> Self {
         Self {
             shared: Arc::clone(shared),
             ask: Arc::clone(ask),
-            entry: entry.clone(),
+            entry: Arc::clone(entry),
             version,
             earlier: false,
             armed: true,
@@ -268,7 +269,7 @@ impl Drop for Doubtful {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let (shared, ask) = (Arc::clone(&self.shared), Arc::clone(&self.ask));
-            let (entry, version) = (self.entry.clone(), self.version);
+            let (entry, version) = (Arc::clone(&self.entry), self.version);
             shared.given_up().insert(ask.claimant.number);
             runtime.spawn(async move { follow_up(&shared, ask, entry, version).await });
         }
@@ -276,7 +277,7 @@ impl Drop for Doubtful {
 }
 
 /// Sees to it that a claim that nobody acts on does not run, now or later.
-async fn follow_up(shared: &Arc<Shared>, ask: Arc<Ask>, entry: Entry, version: i64) {
+async fn follow_up(shared: &Arc<Shared>, ask: Arc<Ask>, entry: Arc<Entry>, version: i64) {
     let end = End {
         ask,
         key: entry.key,
@@ -299,7 +300,7 @@ async fn follow_up(shared: &Arc<Shared>, ask: Arc<Ask>, entry: Entry, version: i
 }
 
 /// One try of it; `true` if it is known not to run.
-async fn release(shared: &Arc<Shared>, end: &End, entry: &Entry, version: i64) -> Result<bool, Unavailable> {
+async fn release(shared: &Arc<Shared>, end: &End, entry: &Arc<Entry>, version: i64) -> Result<bool, Unavailable> {
     let deadline = Instant::now() + STATEMENT;
     let statement = match shared.stored_at(&end.key, deadline).await? {
         Some(stored) if stored.version != version => {
@@ -318,7 +319,7 @@ async fn release(shared: &Arc<Shared>, end: &End, entry: &Entry, version: i64) -
         }
         // Where there is nothing, that has to be what would stand there if it had been written.
         None => {
-            let (_, entry, change) = machine::finish(Some(entry.clone()), None, false, end);
+            let (_, entry, change) = machine::finish(Some(Arc::clone(entry)), None, false, end);
             write::write(&entry, &Base { version, cycle: entry.cycle, leased: None }, &change)
         }
     };

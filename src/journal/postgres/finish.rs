@@ -12,8 +12,8 @@ use super::failure::Failure;
 use super::rows::{self, Stored, get};
 use super::statement::Statement;
 use super::write::{self, Base};
-use crate::journal::entry::{Attempt, End, Ending, Entry};
-use crate::journal::key::{DeliveryKey, Origin};
+use crate::journal::entry::{Attempt, End, Ending, Entry, Subject};
+use crate::journal::key::DeliveryKey;
 use crate::journal::machine::{self, Change, Finished, Resolution, Ruling};
 use crate::journal::store::{Resolved, Unavailable};
 
@@ -33,9 +33,7 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
     let mut raced = false;
     while Instant::now() < deadline {
         let claimed = match &end.ending {
-            Ending::Confirmed { instance_id: Some(id), .. } => {
-                Some((id.as_str(), end.ask.app.as_str(), &end.ask.origin))
-            }
+            Ending::Confirmed { instance_id: Some(id), .. } => Some((&**id, &*end.ask.subject)),
             _ => None,
         };
         let seen = see(shared, &end.key, claimed, Judge::Gateway, deadline).await?;
@@ -47,18 +45,18 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
         };
         let end = End { now: seen.now, ..end.clone() };
         let version = seen.known.as_ref().map_or(0, |stored| stored.version);
-        let entry = seen.known.map(|stored| stored.entry);
+        let entry = seen.known.map(|stored| Arc::new(stored.entry));
         let anew = entry.is_none();
         let (finished, mut entry, change) = machine::finish(entry, earlier, seen.taken, &end);
         if anew && raced {
             // Another request took this one's place as the one that lookalikes join.
-            entry.lookalike = None;
+            Arc::make_mut(&mut Arc::make_mut(&mut entry).subject).lookalike = None;
         }
         if !change.entry {
-            return Ok((finished, Arc::new(entry)));
+            return Ok((finished, entry));
         }
         match put(shared, &entry, version, &change, deadline).await {
-            Ok(true) => return Ok((finished, Arc::new(entry))),
+            Ok(true) => return Ok((finished, entry)),
             Ok(false) => {}
             Err(Failure::Race(_)) => raced = true,
             Err(Failure::Unknown(_)) => deadline = began + SETTLE,
@@ -81,7 +79,7 @@ pub(super) async fn resolve(
         let Some(known) = shared.stored_at(key, deadline).await? else { return Ok(None) };
         let entry = known.entry;
         let claimed = match &ruling.resolution {
-            Resolution::Done { instance_id: Some(id), .. } => Some((id.as_str(), entry.app.as_str(), &entry.origin)),
+            Resolution::Done { instance_id: Some(id), .. } => Some((&**id, &*entry.subject)),
             _ => None,
         };
         let seen = see(shared, key, claimed, Judge::Visitor, deadline).await?;
@@ -110,7 +108,7 @@ pub(super) async fn resolve(
 pub(super) async fn lose(
     shared: &Arc<Shared>,
     key: &DeliveryKey,
-    code: &str,
+    code: &'static str,
     deadline: Instant,
 ) -> Result<bool, Failure> {
     let seen = see(shared, key, None, Judge::Gateway, deadline).await?;
@@ -137,17 +135,17 @@ async fn put(
     Ok(true)
 }
 
-/// The entry at a key; `claimed` is an instance id, its app and the order that claims it.
+/// The entry at a key; `claimed` is an instance id and what claims it.
 async fn see(
     shared: &Arc<Shared>,
     key: &DeliveryKey,
-    claimed: Option<(&str, &str, &Origin)>,
+    claimed: Option<(&str, &Subject)>,
     judge: Judge,
     deadline: Instant,
 ) -> Result<Seen, Failure> {
     let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
     match claimed {
-        Some((instance, app, origin)) => write::push_taken(&mut sql, app, instance, origin),
+        Some((instance, subject)) => write::push_taken(&mut sql, instance, subject),
         None => {
             sql.push("false");
         }

@@ -1,12 +1,15 @@
 //! Entries and attempts as rows.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSqlOwned;
 
 use super::failure::Failure;
 use super::statement::{Statement, text};
 use crate::journal::entry::{
-    Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
+    Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State, Subject,
 };
 use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
@@ -111,16 +114,17 @@ pub(super) struct Stored {
 
 /// The values of [`WRITTEN`].
 pub(super) fn bind_entry(statement: &mut Statement, entry: &Entry, version: i64) {
-    let optional = |value: &Option<String>| value.as_deref().map(text);
+    let subject = &*entry.subject;
+    let optional = |value: &Option<Arc<str>>| value.as_deref().map(text);
     statement.bind(entry.key.as_bytes().to_vec()).push(", ");
-    statement.bind(entry.origin.as_bytes().to_vec()).push(", ");
-    statement.bind(entry.fingerprint.as_bytes().to_vec()).push(", ");
-    statement.bind(entry.extras.as_bytes().to_vec()).push(", ");
-    statement.bind(text(&entry.app)).push(", ").bind(text(&entry.action)).push(", ");
-    statement.bind(entry.debug).push(", ").bind(i64::from(entry.cycle)).push(", ");
-    statement.bind(optional(&entry.order_id)).push(", ").bind(optional(&entry.instance_id)).push(", ");
-    statement.bind(optional(&entry.user_id)).push(", ").bind(entry.received_at).push(", ");
-    statement.bind(entry.lookalike.map(|lookalike| lookalike.as_bytes().to_vec())).push(", ");
+    statement.bind(subject.origin.as_bytes().to_vec()).push(", ");
+    statement.bind(subject.fingerprint.as_bytes().to_vec()).push(", ");
+    statement.bind(subject.extras.as_bytes().to_vec()).push(", ");
+    statement.bind(text(&subject.app)).push(", ").bind(text(&subject.action)).push(", ");
+    statement.bind(subject.debug).push(", ").bind(i64::from(entry.cycle)).push(", ");
+    statement.bind(optional(&subject.order_id)).push(", ").bind(optional(&subject.instance_id)).push(", ");
+    statement.bind(optional(&subject.user_id)).push(", ").bind(entry.received_at).push(", ");
+    statement.bind(subject.lookalike.map(|lookalike| lookalike.as_bytes().to_vec())).push(", ");
     statement.bind(version).push(", ").bind(entry.changed_at).push(", ");
     statement.bind(entry.state.as_str().to_owned()).push(", ").bind(entry.doubt).push(", ");
     bind_attempt(statement, &entry.latest);
@@ -140,21 +144,21 @@ pub(super) fn bind_entry(statement: &mut Statement, entry: &Entry, version: i64)
 /// The values of [`ATTEMPT`].
 pub(super) fn bind_attempt(statement: &mut Statement, attempt: &Attempt) {
     let ended = attempt.ended.as_ref();
-    let of = |part: fn(&Ended) -> &Option<String>| ended.and_then(|ended| part(ended).as_deref()).map(text);
+    let of = |part: fn(&Ended) -> Option<&str>| ended.and_then(part).map(text);
     statement.bind(i64::from(attempt.number)).push(", ");
     statement.bind(text(&attempt.claimant.gateway)).push(", ").bind(attempt.claimant.number).push(", ");
     statement.bind(text(&attempt.request_id)).push(", ").bind(attempt.began_at).push(", ");
     statement.bind(attempt.ended_at).push(", ");
     statement.bind(ended.map(|ended| ended.outcome.as_str().to_owned())).push(", ");
-    statement.bind(of(|ended| &ended.code)).push(", ").bind(of(|ended| &ended.rule)).push(", ");
-    statement.bind(of(|ended| &ended.detail)).push(", ").bind(of(|ended| &ended.instance_id));
+    statement.bind(of(|ended| ended.code.as_deref())).push(", ").bind(of(|ended| ended.rule.as_deref())).push(", ");
+    statement.bind(of(|ended| ended.detail.as_deref())).push(", ").bind(of(|ended| ended.instance_id.as_deref()));
 }
 
 /// The entry of a row with [`ENTRY`]; `None` if an outer join found none.
 pub(super) fn stored(row: &Row) -> Result<Option<Stored>, Failure> {
     let Some(id) = get::<Option<i64>>(row, "id")? else { return Ok(None) };
     let confirmation = get::<Option<_>>(row, "confirmed_at")?
-        .map(|at| Ok(Confirmation { at, instance_id: get(row, "made_instance")? }))
+        .map(|at| Ok(Confirmation { at, instance_id: maybe(row, "made_instance")? }))
         .transpose()?;
     let reply = match (get(row, "data_key")?, get(row, "reply")?) {
         (Some(data_key), Some(bytes)) => Some(Sealed { data_key, bytes }),
@@ -169,19 +173,22 @@ pub(super) fn stored(row: &Row) -> Result<Option<Stored>, Failure> {
     };
     let hash = |name| get::<Vec<u8>>(row, name);
     let lookalike = get::<Option<Vec<u8>>>(row, "lookalike")?;
-    let entry = Entry {
-        key: DeliveryKey::from_slice(&hash("key")?).ok_or_else(|| unknown("key"))?,
+    let subject = Subject {
         origin: Origin::from_slice(&hash("origin")?).ok_or_else(|| unknown("origin"))?,
         lookalike: lookalike.and_then(|bytes| Lookalike::from_slice(&bytes)),
         fingerprint: Fingerprint::from_slice(&hash("fingerprint")?).ok_or_else(|| unknown("fingerprint"))?,
         extras: Extras::from_slice(&hash("extras")?).ok_or_else(|| unknown("extras"))?,
-        app: get(row, "app")?,
-        action: get(row, "action")?,
+        app: shared(row, "app")?,
+        action: shared(row, "action")?,
         debug: get(row, "debug")?,
+        order_id: maybe(row, "order_id")?,
+        instance_id: maybe(row, "instance_id")?,
+        user_id: maybe(row, "user_id")?,
+    };
+    let entry = Entry {
+        key: DeliveryKey::from_slice(&hash("key")?).ok_or_else(|| unknown("key"))?,
         cycle: count(row, "cycle")?,
-        order_id: get(row, "order_id")?,
-        instance_id: get(row, "instance_id")?,
-        user_id: get(row, "user_id")?,
+        subject: Arc::new(subject),
         received_at: get(row, "received_at")?,
         changed_at: get(row, "changed_at")?,
         state: State::named(&get::<String>(row, "state")?).ok_or_else(|| unknown("state"))?,
@@ -201,16 +208,16 @@ pub(super) fn attempt(row: &Row) -> Result<Attempt, Failure> {
         None => None,
         Some(outcome) => Some(Ended {
             outcome: AttemptOutcome::named(&outcome).ok_or_else(|| unknown("outcome"))?,
-            code: get(row, "code")?,
+            code: get::<Option<String>>(row, "code")?.map(Cow::Owned),
             rule: get(row, "rule")?,
             detail: get(row, "detail")?,
-            instance_id: get(row, "named_instance")?,
+            instance_id: maybe(row, "named_instance")?,
         }),
     };
     Ok(Attempt {
         number: count(row, "number")?,
-        claimant: Claimant { gateway: get(row, "gateway")?, number: get(row, "claim")? },
-        request_id: get(row, "request_id")?,
+        claimant: Claimant { gateway: shared(row, "gateway")?, number: get(row, "claim")? },
+        request_id: shared(row, "request_id")?,
         began_at: get(row, "began_at")?,
         ended_at: get(row, "ended_at")?,
         ended,
@@ -220,6 +227,14 @@ pub(super) fn attempt(row: &Row) -> Result<Attempt, Failure> {
 /// A value of a row.
 pub(super) fn get<T: FromSqlOwned>(row: &Row, name: &'static str) -> Result<T, Failure> {
     row.try_get(name).map_err(|_| unknown(name))
+}
+
+fn shared(row: &Row, name: &'static str) -> Result<Arc<str>, Failure> {
+    get::<String>(row, name).map(Arc::from)
+}
+
+fn maybe(row: &Row, name: &'static str) -> Result<Option<Arc<str>>, Failure> {
+    Ok(get::<Option<String>>(row, name)?.map(Arc::from))
 }
 
 pub(super) fn count(row: &Row, name: &'static str) -> Result<u32, Failure> {

@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::rows::{self, FIXED, WRITTEN, bind_attempt, bind_entry};
 use super::statement::{Statement, text};
-use crate::journal::entry::Entry;
-use crate::journal::key::{DeliveryKey, Origin};
+use crate::journal::entry::{Entry, Subject};
+use crate::journal::key::DeliveryKey;
 use crate::journal::machine::{Change, CycleChange};
 
 /// What an entry is written on.
@@ -30,12 +30,13 @@ pub(super) struct Base<'b> {
 /// another one was faster.
 pub(super) fn write(entry: &Entry, base: &Base<'_>, change: &Change) -> Statement {
     let mut sql = Statement::new("WITH ");
-    let instance = entry.instance_id.as_deref();
+    let Subject { app, instance_id, .. } = &*entry.subject;
+    let instance = instance_id.as_deref();
     let touched = match (change.cycle, instance) {
         (CycleChange::Touch, Some(instance)) => {
             // An insert that meets a row locks it, so that no renewal comes in between.
             sql.push("cycle AS (INSERT INTO spigate_cycles AS c (hash, app, instance_id, cycle, touched_at) VALUES (");
-            bind_instance(&mut sql, &entry.app, instance);
+            bind_instance(&mut sql, app, instance);
             sql.push(", ").bind(i64::from(base.cycle)).push(", ").bind(entry.changed_at);
             sql.push(
                 ") ON CONFLICT (hash) DO UPDATE SET touched_at = excluded.touched_at WHERE c.cycle = excluded.cycle \
@@ -60,11 +61,11 @@ pub(super) fn write(entry: &Entry, base: &Base<'_>, change: &Change) -> Statemen
         sql.push(", entry.id FROM entry ON CONFLICT (key) DO NOTHING)");
     }
     if let Some(instance) = &change.instance {
-        put_instance(&mut sql, &entry.app, instance, entry);
+        put_instance(&mut sql, instance, entry);
     }
     if let (CycleChange::Raise, Some(instance)) = (change.cycle, instance) {
         sql.push(", cycle AS (INSERT INTO spigate_cycles AS c (hash, app, instance_id, cycle, touched_at) SELECT ");
-        bind_instance(&mut sql, &entry.app, instance);
+        bind_instance(&mut sql, app, instance);
         sql.push(", 1, ").bind(entry.changed_at);
         sql.push(" FROM entry ON CONFLICT (hash) DO UPDATE SET cycle = c.cycle + 1, touched_at = excluded.touched_at)");
     }
@@ -92,12 +93,13 @@ fn put_entry(sql: &mut Statement, entry: &Entry, base: &Base<'_>, touched: bool)
 
 /// Makes an instance the order's own. If it is another's by now, the index refuses it, and with
 /// it the whole statement.
-fn put_instance(sql: &mut Statement, app: &str, instance: &str, entry: &Entry) {
+fn put_instance(sql: &mut Statement, instance: &str, entry: &Entry) {
+    let Subject { app, origin, .. } = &*entry.subject;
     sql.push(", instance AS (INSERT INTO spigate_instances (hash, app, instance_id, origin, touched_at) SELECT ");
     bind_instance(sql, app, instance);
-    sql.push(", ").bind(entry.origin.as_bytes().to_vec()).push(", ").bind(entry.changed_at);
+    sql.push(", ").bind(origin.as_bytes().to_vec()).push(", ").bind(entry.changed_at);
     sql.push(" FROM entry WHERE NOT EXISTS (SELECT 1 FROM spigate_instances WHERE hash = ");
-    sql.bind(instance_hash(app, instance)).push(" AND origin = ").bind(entry.origin.as_bytes().to_vec());
+    sql.bind(instance_hash(app, instance)).push(" AND origin = ").bind(origin.as_bytes().to_vec());
     sql.push("))");
 }
 
@@ -113,8 +115,9 @@ pub(super) fn alias(key: &DeliveryKey, delivery: i64) -> Statement {
 }
 
 /// Whether an instance belongs to another order than that of the delivery called `d` or, without
-/// one, than `origin`: copies without an order number have origins of their own.
-pub(super) fn push_taken(sql: &mut Statement, app: &str, instance: &str, origin: &Origin) {
+/// one, than that of `subject`: copies without an order number have origins of their own.
+pub(super) fn push_taken(sql: &mut Statement, instance: &str, subject: &Subject) {
+    let Subject { app, origin, .. } = subject;
     sql.push("EXISTS (SELECT 1 FROM spigate_instances WHERE hash = ").bind(instance_hash(app, instance));
     sql.push(" AND origin <> coalesce(d.origin, ").bind(origin.as_bytes().to_vec()).push("))");
 }

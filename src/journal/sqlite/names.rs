@@ -110,6 +110,8 @@ pub(super) fn remove(connection: &Connection, row: i64) -> rusqlite::Result<()> 
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::journal::entry::Ask;
     use crate::journal::key::DeliveryKey;
@@ -131,9 +133,9 @@ pub(super) mod tests {
         for order in orders {
             let mut hash = [0; 32];
             hash[..order.len()].copy_from_slice(order.as_bytes());
-            let ask = tables::tests::ask(order);
-            let user_id = Some(user.to_owned());
-            let ask = Ask { base: DeliveryKey::from_slice(&hash).unwrap(), user_id, ..(*ask).clone() };
+            let mut ask = Ask::clone(&tables::tests::ask(order));
+            ask.base = DeliveryKey::from_slice(&hash).unwrap();
+            Arc::make_mut(&mut ask.subject).user_id = Some(user.into());
             tables::claim(&session, &ask).unwrap();
         }
     }

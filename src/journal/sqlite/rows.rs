@@ -1,17 +1,18 @@
 //! Entries and attempts as rows.
 
+use std::borrow::Cow;
 use std::iter;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
-use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, ToSql, params, params_from_iter};
 
 use super::browse::Sql;
 use super::keys;
 use super::session::Session;
 use crate::journal::entry::{
-    Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State,
+    Attempt, AttemptOutcome, Claimant, Confirmation, Ended, Entry, OperatorDecision, Sealed, State, Subject,
 };
 use crate::journal::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
@@ -215,27 +216,29 @@ pub(super) fn put_entry(
     entry: &Entry,
     owns: bool,
 ) -> rusqlite::Result<Option<i64>> {
+    let Subject { origin, lookalike, fingerprint, extras, app, action, debug, order_id, instance_id, user_id } =
+        &*entry.subject;
     let Attempt { number, claimant, request_id, began_at, ended_at, ended } = &entry.latest;
     let fixed = params![
         entry.key.as_bytes(),
-        entry.origin.as_bytes(),
-        entry.lookalike.as_ref().map(Lookalike::as_bytes),
-        entry.fingerprint.as_bytes(),
-        entry.extras.as_bytes(),
-        entry.app,
-        entry.action,
-        entry.debug,
+        origin.as_bytes(),
+        lookalike.as_ref().map(Lookalike::as_bytes),
+        fingerprint.as_bytes(),
+        extras.as_bytes(),
+        app,
+        action,
+        debug,
         entry.cycle,
-        entry.order_id,
-        entry.instance_id,
-        entry.user_id,
+        order_id,
+        instance_id,
+        user_id,
         entry.received_at.as_millisecond(),
     ];
     let claimant_of = params![claimant.gateway, claimant.number, request_id];
     if matches!(place, Place::New) && is_first_claim(entry) {
         let Some(row) = keys::row_for(session, &entry.key)? else { return Ok(None) };
-        let claim = [fixed, claimant_of, params![row]].concat();
-        session.with(&session.claim, &CLAIM, |statement| statement.execute(&*claim))?;
+        let claim: [&[_]; 3] = [fixed, claimant_of, params![row]];
+        session.with(&session.claim, &CLAIM, |statement| statement.execute(all(claim)))?;
         keys::wrote(session, entry.key, row);
         return Ok(Some(row));
     }
@@ -258,8 +261,7 @@ pub(super) fn put_entry(
     let is_waiting = waits(entry);
     if let (Place::Running(row), true) = (place, is_waiting) {
         let whose = params![owns, row, claimant.gateway, claimant.number];
-        let end = [ending, whose].concat();
-        let written = session.with(&session.end, &END, |statement| statement.execute(&*end))?;
+        let written = session.with(&session.end, &END, |statement| statement.execute(all([ending, whose])))?;
         return Ok((written == 1).then_some(row));
     }
     let changing = params![
@@ -279,7 +281,7 @@ pub(super) fn put_entry(
     match place {
         Place::New => {
             let Some(row) = keys::row_for(session, &entry.key)? else { return Ok(None) };
-            session.prepare_cached(&INSERT)?.execute(&*[ending, changing, fixed, params![owns, row]].concat())?;
+            session.prepare_cached(&INSERT)?.execute(all([ending, changing, fixed, params![owns, row]]))?;
             keys::wrote(session, entry.key, row);
             Ok(Some(row))
         }
@@ -288,10 +290,15 @@ pub(super) fn put_entry(
                 Place::Running(_) => &*UPDATE_RUNNING,
                 _ => &*UPDATE,
             };
-            let written = session.prepare_cached(sql)?.execute(&*[ending, changing, params![row, owns]].concat())?;
+            let written = session.prepare_cached(sql)?.execute(all([ending, changing, params![row, owns]]))?;
             Ok((written == 1).then_some(row))
         }
     }
+}
+
+/// Parameters, one list after the other.
+fn all<'p, const N: usize>(lists: [&'p [&'p dyn ToSql]; N]) -> impl Params + 'p {
+    params_from_iter(lists.into_iter().flatten())
 }
 
 /// Whether somebody has to do something about it: the backend, the platform or the operator.
@@ -354,7 +361,7 @@ fn attempt_of(row: &Row<'_>) -> rusqlite::Result<Attempt> {
     let ended = match outcome {
         Some(name) => Some(Ended {
             outcome: AttemptOutcome::named(&name).ok_or_else(|| unknown(7))?,
-            code: row.get(8)?,
+            code: row.get::<_, Option<String>>(8)?.map(Cow::Owned),
             rule: row.get(9)?,
             detail: row.get(10)?,
             instance_id: row.get(11)?,
@@ -387,8 +394,7 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
         }
         _ => None,
     };
-    let entry = Entry {
-        key: hash(12)?.and_then(|bytes| DeliveryKey::from_slice(&bytes)).ok_or_else(|| unknown(12))?,
+    let subject = Subject {
         origin: hash(13)?.and_then(|bytes| Origin::from_slice(&bytes)).ok_or_else(|| unknown(13))?,
         lookalike: hash(14)?.and_then(|bytes| Lookalike::from_slice(&bytes)),
         fingerprint: hash(15)?.and_then(|bytes| Fingerprint::from_slice(&bytes)).ok_or_else(|| unknown(15))?,
@@ -396,10 +402,14 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Numbered> {
         app: row.get(16)?,
         action: row.get(17)?,
         debug: row.get(18)?,
-        cycle: row.get(19)?,
         order_id: row.get(20)?,
         instance_id: row.get(21)?,
         user_id: row.get(22)?,
+    };
+    let entry = Entry {
+        key: hash(12)?.and_then(|bytes| DeliveryKey::from_slice(&bytes)).ok_or_else(|| unknown(12))?,
+        cycle: row.get(19)?,
+        subject: Arc::new(subject),
         received_at: time(row, 23)?,
         changed_at: time(row, 24)?,
         state: State::named(&row.get::<_, String>(25)?).ok_or_else(|| unknown(25))?,

@@ -418,7 +418,7 @@ mod tests {
         assert_eq!(before.map(|texts| texts.len()), [41, 8, 2]);
 
         let key = DeliveryKey::from_slice(&[0; 32]).unwrap();
-        let order = |session: &Session<'_>| rows::entry_at(session, &key).unwrap().unwrap().1.order_id;
+        let order = |session: &Session<'_>| rows::entry_at(session, &key).unwrap().unwrap().1.subject.order_id.clone();
         assert_eq!(order(&Session::new(&connection, Latest::Nothing)).as_deref(), Some("o-1"));
         let serving = Session::new(&connection, Latest::All(Maker::begin(&connection).unwrap()));
         assert_eq!(order(&serving).as_deref(), Some("o-1"));

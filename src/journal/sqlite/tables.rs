@@ -8,17 +8,17 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use super::rows::{self, Numbered, Place};
 use super::session::Session;
 use super::{keys, names};
-use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED};
+use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED, Subject};
 use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Ruling, Step};
 use crate::journal::store::{Counts, DataKey, Pruned, Resolved, Retention, Wrap};
 
 pub(super) fn claim(session: &Session<'_>, ask: &Ask) -> rusqlite::Result<Claimed> {
     // Nearly always nobody has asked before, and writing it finds out whether somebody has.
-    let mut is_to_look = ask.lookalike.is_some();
+    let mut is_to_look = ask.subject.lookalike.is_some();
     loop {
-        let cycle = match (ask.lifecycle, &ask.instance_id) {
-            (Lifecycle::Ends { .. }, Some(instance)) => cycle(session, &ask.app, instance)?,
+        let cycle = match (ask.lifecycle, &ask.subject.instance_id) {
+            (Lifecycle::Ends { .. }, Some(instance)) => cycle(session, &ask.subject.app, instance)?,
             _ => 0,
         };
         let key = ask.base.in_cycle(cycle);
@@ -33,7 +33,7 @@ pub(super) fn claim(session: &Session<'_>, ask: &Ask) -> rusqlite::Result<Claime
 /// The entry that a claim is about.
 fn find(session: &Session<'_>, ask: &Ask, key: &DeliveryKey) -> rusqlite::Result<Option<Numbered>> {
     let known = rows::entry_at(session, key)?;
-    let (None, Some(lookalike)) = (&known, &ask.lookalike) else { return Ok(known) };
+    let (None, Some(lookalike)) = (&known, &ask.subject.lookalike) else { return Ok(known) };
     let alias = rows::entry_of_alias(session, key)?;
     if alias.is_some() { Ok(alias) } else { rows::unanswered_lookalike(session, lookalike) }
 }
@@ -51,7 +51,7 @@ fn claim_at(
     let (claimed, change) = match machine::claim(entry, false, ask, key, cycle) {
         Step::Decided(claimed, change) => (claimed, change),
         Step::NextCycle => {
-            raise(session, &ask.app, ask.instance_id.as_deref(), 1, ask.now)?;
+            raise(session, &ask.subject, 1, ask.now)?;
             return Ok(None);
         }
     };
@@ -67,10 +67,10 @@ fn claim_at(
 pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Finished, Arc<Entry>)> {
     // Nearly always the entry is as it was claimed a moment ago. If it is not, nothing is written.
     if let Some((row, entry)) = session.recent.claim_of(end) {
-        let taken = names_taken(session, end, &entry.origin)?;
-        let (finished, entry, change) = machine::finish(Some(Arc::unwrap_or_clone(entry)), None, taken, end);
+        let taken = names_taken(session, end, &entry.subject)?;
+        let (finished, entry, change) = machine::finish(Some(entry), None, taken, end);
         if write(session, Place::Running(row), &entry, &change)?.is_some() {
-            return Ok((finished, Arc::new(entry)));
+            return Ok((finished, entry));
         }
     }
     let (row, entry) = rows::entry_at(session, &end.key)?.unzip();
@@ -79,17 +79,17 @@ pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Fini
         _ => None,
     };
     // Copies without an order number have origins of their own; the delivery has its first's.
-    let origin = entry.as_ref().map_or(&end.ask.origin, |entry| &entry.origin);
-    let taken = names_taken(session, end, origin)?;
-    let (finished, entry, change) = machine::finish(entry, earlier, taken, end);
+    let subject = entry.as_ref().map_or(&end.ask.subject, |entry| &entry.subject);
+    let taken = names_taken(session, end, subject)?;
+    let (finished, entry, change) = machine::finish(entry.map(Arc::new), earlier, taken, end);
     write(session, row.map_or(Place::New, Place::Row), &entry, &change)?;
-    Ok((finished, Arc::new(entry)))
+    Ok((finished, entry))
 }
 
 /// Whether a confirmation names an instance of another order.
-fn names_taken(session: &Session<'_>, end: &End, origin: &Origin) -> rusqlite::Result<bool> {
+fn names_taken(session: &Session<'_>, end: &End, subject: &Subject) -> rusqlite::Result<bool> {
     match &end.ending {
-        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(session, &end.ask.app, id, origin),
+        Ending::Confirmed { instance_id: Some(id), .. } => is_taken(session, &subject.app, id, &subject.origin),
         _ => Ok(false),
     }
 }
@@ -139,7 +139,9 @@ pub(super) fn resolve(
 ) -> rusqlite::Result<Option<Resolved>> {
     let Some((row, entry)) = rows::entry_at(session, key)? else { return Ok(None) };
     let taken = match &ruling.resolution {
-        Resolution::Done { instance_id: Some(id), .. } => is_taken(session, &entry.app, id, &entry.origin)?,
+        Resolution::Done { instance_id: Some(id), .. } => {
+            is_taken(session, &entry.subject.app, id, &entry.subject.origin)?
+        }
         _ => false,
     };
     Ok(Some(match machine::resolve(entry, false, taken, ruling, now) {
@@ -266,12 +268,12 @@ fn cycle(connection: &Connection, app: &str, instance: &str) -> rusqlite::Result
     Ok(cycle.unwrap_or(0))
 }
 
-fn raise(connection: &Connection, app: &str, instance: Option<&str>, by: u32, now: Timestamp) -> rusqlite::Result<()> {
-    let Some(instance) = instance else { return Ok(()) };
+fn raise(connection: &Connection, subject: &Subject, by: u32, now: Timestamp) -> rusqlite::Result<()> {
+    let Some(instance) = &subject.instance_id else { return Ok(()) };
     let sql = "INSERT INTO cycles (app, instance_id, cycle, touched_at) VALUES (?1, ?2, ?3, ?4)
                ON CONFLICT (app, instance_id) DO UPDATE
                SET cycle = cycle + excluded.cycle, touched_at = excluded.touched_at";
-    connection.prepare_cached(sql)?.execute((app, instance, by, now.as_millisecond()))?;
+    connection.prepare_cached(sql)?.execute((&subject.app, instance, by, now.as_millisecond()))?;
     Ok(())
 }
 
@@ -306,15 +308,15 @@ fn write(session: &Session<'_>, place: Place, entry: &Entry, change: &Change) ->
     let now = entry.changed_at;
     match change.cycle {
         CycleChange::None => {}
-        CycleChange::Touch => raise(session, &entry.app, entry.instance_id.as_deref(), 0, now)?,
-        CycleChange::Raise => raise(session, &entry.app, entry.instance_id.as_deref(), 1, now)?,
+        CycleChange::Touch => raise(session, &entry.subject, 0, now)?,
+        CycleChange::Raise => raise(session, &entry.subject, 1, now)?,
     }
     // One that the entry does not name belongs to its order all the same.
     if let Some(instance) = change.instance.as_ref().filter(|_| !owns) {
         let sql = "INSERT INTO instances (app, instance_id, origin, touched_at) VALUES (?1, ?2, ?3, ?4)
                    ON CONFLICT (app, instance_id) DO NOTHING";
-        let origin = entry.origin.as_bytes();
-        session.prepare_cached(sql)?.execute((&entry.app, instance, origin, now.as_millisecond()))?;
+        let Subject { app, origin, .. } = &*entry.subject;
+        session.prepare_cached(sql)?.execute((app, instance, origin.as_bytes(), now.as_millisecond()))?;
     }
     if let (Some(alias), Some(row)) = (&change.alias, row) {
         let sql = "INSERT INTO aliases (key, delivery) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING";
@@ -332,7 +334,7 @@ fn write(session: &Session<'_>, place: Place, entry: &Entry, change: &Change) ->
 pub(super) mod tests {
     use super::*;
     use crate::journal::entry::{Claimant, Reason, Sealed, State};
-    use crate::journal::key::Fingerprint;
+    use crate::journal::key::{Extras, Fingerprint};
     use crate::journal::sqlite::keys::Latest;
     use crate::journal::sqlite::{browse, schema};
     use crate::journal::store::Filter;
@@ -347,20 +349,22 @@ pub(super) mod tests {
         assert!(schema::migrate(&connection).is_ok());
         let session = Session::new(&connection, Latest::Nothing);
         for number in 0..48_u8 {
-            let choose = |of: &[&str], every: u8| of[usize::from(number / every) % of.len()].to_owned();
+            let choose = |of: &[&str], every: u8| Arc::from(of[usize::from(number / every) % of.len()]);
             let key = [number.wrapping_mul(37); 32];
-            let ask = std::sync::Arc::new(Ask {
+            let ask = Arc::new(Ask {
                 base: DeliveryKey::from_slice(&key).unwrap(),
-                origin: Origin::from_slice(&key).unwrap(),
-                lookalike: None,
-                fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
-                extras: crate::journal::key::Extras::from_slice(&[0; 32]).unwrap(),
-                app: choose(&["crm", "erp"], 1),
-                action: choose(&["Create", "Renew", "Delete"], 1),
-                debug: false,
-                order_id: (number % 5 > 0).then(|| choose(&["o-1", "o-2"], 3)),
-                instance_id: (number % 7 > 0).then(|| choose(&["i-1", "i-2"], 2)),
-                user_id: (number % 3 > 0).then(|| choose(&["u-1", "u-2"], 5)),
+                subject: Arc::new(Subject {
+                    origin: Origin::from_slice(&key).unwrap(),
+                    lookalike: None,
+                    fingerprint: Fingerprint::from_slice(&[0; 32]).unwrap(),
+                    extras: Extras::from_slice(&[0; 32]).unwrap(),
+                    app: choose(&["crm", "erp"], 1),
+                    action: choose(&["Create", "Renew", "Delete"], 1),
+                    debug: false,
+                    order_id: (number % 5 > 0).then(|| choose(&["o-1", "o-2"], 3)),
+                    instance_id: (number % 7 > 0).then(|| choose(&["i-1", "i-2"], 2)),
+                    user_id: (number % 3 > 0).then(|| choose(&["u-1", "u-2"], 5)),
+                }),
                 lifecycle: Lifecycle::None,
                 hold: false,
                 instance_must_be_new: false,
@@ -393,20 +397,22 @@ pub(super) mod tests {
         connection
     }
 
-    pub(in crate::journal::sqlite) fn ask(order: &str) -> std::sync::Arc<Ask> {
+    pub(in crate::journal::sqlite) fn ask(order: &str) -> Arc<Ask> {
         let hash = [7; 32];
-        std::sync::Arc::new(Ask {
+        Arc::new(Ask {
             base: DeliveryKey::from_slice(&hash).unwrap(),
-            origin: Origin::from_slice(&hash).unwrap(),
-            lookalike: None,
-            fingerprint: Fingerprint::from_slice(&hash).unwrap(),
-            extras: crate::journal::key::Extras::from_slice(&hash).unwrap(),
-            app: "crm".into(),
-            action: "Create".into(),
-            debug: false,
-            order_id: Some(order.into()),
-            instance_id: None,
-            user_id: None,
+            subject: Arc::new(Subject {
+                origin: Origin::from_slice(&hash).unwrap(),
+                lookalike: None,
+                fingerprint: Fingerprint::from_slice(&hash).unwrap(),
+                extras: Extras::from_slice(&hash).unwrap(),
+                app: "crm".into(),
+                action: "Create".into(),
+                debug: false,
+                order_id: Some(order.into()),
+                instance_id: None,
+                user_id: None,
+            }),
             lifecycle: Lifecycle::None,
             hold: false,
             instance_must_be_new: true,
@@ -416,7 +422,7 @@ pub(super) mod tests {
         })
     }
 
-    fn confirmed(ask: std::sync::Arc<Ask>) -> End {
+    fn confirmed(ask: Arc<Ask>) -> End {
         let reply = Sealed { data_key: 1, bytes: vec![1] };
         let ending = Ending::Confirmed { instance_id: Some("i".into()), reply };
         End { key: ask.base, cycle: 0, attempt: 1, began_at: at(1), ending, now: at(2), ask }
@@ -438,7 +444,7 @@ pub(super) mod tests {
             answered(&session, &entry.key, at(3)).unwrap();
             let stored = look(&session, &entry.key).unwrap().unwrap();
             assert_eq!((stored.state, stored.answered_at), (State::Done, Some(at(3))), "{undo}");
-            assert_eq!(stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });
+            assert_eq!(&*stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });
             assert_eq!(browse::list(&connection, &Filter::default(), None, usize::MAX).unwrap().len(), 1, "{undo}");
         }
     }

@@ -154,12 +154,9 @@ impl Worker {
         turn: Turn,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(turn, Box::new(Work { work, result: None, reply: Some(reply) }));
-        Box::pin(async move {
-            let ended = || Unavailable::new("the journal's thread has ended");
-            sent.map_err(|_| ended())?;
-            answer.await.map_err(|_| ended())?
-        })
+        // Without its thread nobody has the other end of the answer any more.
+        let _ = self.jobs.send(turn, Box::new(Work { work, result: None, reply: Some(reply) }));
+        Answer::thread(answer)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::config::source::Sources;
 use crate::dialect::mac::TagEncoding;
 use crate::dialect::request::{SpiRequest, Strictness};
 use crate::dialect::{ActionKind, builtin};
-use crate::journal::entry::{AttemptOutcome, End, Lifecycle};
+use crate::journal::entry::{AttemptOutcome, End, Lifecycle, Subject};
 use crate::journal::key::{Extras, Fingerprint, Origin};
 use crate::journal::machine::{Claimed, Ruling};
 use crate::journal::memory::MemoryStore;
@@ -47,9 +47,9 @@ const BIT: Duration = Duration::from_millis(10);
 impl Fragile {
     fn unless_broken<'s, T: Send + 's>(&'s self, answer: impl FnOnce() -> Answer<'s, T> + Send + 's) -> Answer<'s, T> {
         if self.broken.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(Unavailable::new("no space left on device"))));
+            return Answer::known(Err(Unavailable::new("no space left on device")));
         }
-        Box::pin(async move {
+        Answer::work(async move {
             while self.hangs.load(Ordering::SeqCst) {
                 sleep(BIT).await;
             }
@@ -61,20 +61,20 @@ impl Fragile {
 impl store::Deliveries for Fragile {
     fn claim(&self, ask: Arc<Ask>) -> Answer<'_, Claimed> {
         if self.unreadable.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(Unavailable::local("not a state: \"runing\""))));
+            return Answer::known(Err(Unavailable::local("not a state: \"runing\"")));
         }
         self.unless_broken(move || self.store.claim(ask))
     }
-    fn finish(&self, end: Arc<End>) -> Answer<'_, (Finished, Arc<Entry>)> {
+    fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)> {
         self.unless_broken(move || {
-            Box::pin(async move {
+            Answer::work(async move {
                 sleep(Duration::from_millis(self.slowness.load(Ordering::SeqCst) as u64)).await;
                 self.store.finish(end).await
             })
         })
     }
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'_, ()> {
-        self.unless_broken(move || self.store.answered(key, at))
+    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
+        self.store.answered(key, at)
     }
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
         self.unless_broken(move || self.store.look(key))
@@ -103,10 +103,10 @@ impl store::Archive for Fragile {
     }
     fn prune(&self, retention: Retention) -> Answer<'_, Pruned> {
         if self.prune_hangs.load(Ordering::SeqCst) {
-            return Box::pin(std::future::pending());
+            return Answer::work(std::future::pending());
         }
         if self.prune_fails.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(Unavailable::new("too slow"))));
+            return Answer::known(Err(Unavailable::new("too slow")));
         }
         self.store.prune(retention)
     }
@@ -172,16 +172,18 @@ impl Bench {
         let tag = TagEncoding::Hex.decode("00").unwrap();
         let ask = Ask {
             base: DeliveryKey::of("crm", dialect, &request, &tag),
-            origin: Origin::of("crm", dialect, &request, &tag),
-            lookalike: None,
-            fingerprint: Fingerprint::of(dialect, &request),
-            extras: Extras::of(dialect, &request),
-            app: "crm".into(),
-            action: "CreateInstance".into(),
-            debug: false,
-            order_id: Some(order_id.to_owned()),
-            instance_id: None,
-            user_id: None,
+            subject: Arc::new(Subject {
+                origin: Origin::of("crm", dialect, &request, &tag),
+                lookalike: None,
+                fingerprint: Fingerprint::of(dialect, &request),
+                extras: Extras::of(dialect, &request),
+                app: "crm".into(),
+                action: "CreateInstance".into(),
+                debug: false,
+                order_id: Some(order_id.into()),
+                instance_id: None,
+                user_id: None,
+            }),
             lifecycle: Lifecycle::None,
             hold: false,
             instance_must_be_new: true,
@@ -194,7 +196,7 @@ impl Bench {
             dialect: Arc::clone(dialect),
             action,
             deadline,
-            slot: Arc::new(Places::default().take(1).unwrap()),
+            slot: Places::default().take(1).unwrap(),
         }
     }
 
@@ -227,14 +229,14 @@ async fn copies_join_the_first_and_share_its_result() {
                 gate.notified().await;
                 confirmed()
             };
-            bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap()
+            bench.deliveries.once(bench.order("a", soon()), attempt, |_, _| {}).await.unwrap()
         })
     };
     let copies: Vec<_> = (0..50).map(|_| copy()).collect();
     while calls.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
-    let conflict = bench.deliveries.once(bench.order("b", soon()), unused, |_| {}).await.unwrap();
+    let conflict = bench.deliveries.once(bench.order("b", soon()), unused, |_, _| {}).await.unwrap();
     assert!(matches!(conflict.answer, Err(Rejection::OrderConflict)));
     gate.notify_one();
     let mut outcomes = Vec::new();
@@ -256,28 +258,28 @@ async fn deadlines_answer_the_caller_and_leave_the_delivery_running() {
         confirmed()
     };
     let until = |seconds| bench.order("a", Instant::now() + Duration::from_secs(seconds));
-    let first = bench.deliveries.once(until(13), attempt, |_| {}).await.unwrap();
+    let first = bench.deliveries.once(until(13), attempt, |_, _| {}).await.unwrap();
     assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
-    let second = bench.deliveries.once(until(1), unused, |_| {}).await.unwrap();
+    let second = bench.deliveries.once(until(1), unused, |_, _| {}).await.unwrap();
     assert!(matches!(second.answer, Err(Rejection::DeliveryInProgress)));
-    let third = bench.deliveries.once(until(60), unused, |_| {}).await.unwrap();
+    let third = bench.deliveries.once(until(60), unused, |_, _| {}).await.unwrap();
     assert_eq!((third.outcome, third.answer.unwrap()), (Outcome::Joined, Bytes::from_static(REPLY.as_bytes())));
-    let fourth = bench.deliveries.once(until(60), unused, |_| {}).await.unwrap();
+    let fourth = bench.deliveries.once(until(60), unused, |_, _| {}).await.unwrap();
     assert_eq!((fourth.outcome, fourth.answer.unwrap()), (Outcome::Replayed, Bytes::from_static(REPLY.as_bytes())));
     bench.deliveries.drained().await;
-    let refused = bench.deliveries.once(until(60), unused, |_| {}).await;
+    let refused = bench.deliveries.once(until(60), unused, |_, _| {}).await;
     assert!(matches!(refused, Err(Rejection::ShuttingDown)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_delivery_that_nobody_waits_for_any_more_is_told_of() {
     let bench = Bench::new();
-    let (tell, told) = oneshot::channel();
+    let (tell, told) = tokio::sync::oneshot::channel();
     let attempt = |_| async {
         tokio::time::sleep(Duration::from_secs(30)).await;
         confirmed()
     };
-    let unheard = |delivery: &Delivery| tell.send(delivery.outcome).unwrap();
+    let unheard = |_: &Ask, delivery: &Delivery| tell.send(delivery.outcome).unwrap();
     let order = bench.order("a", Instant::now() + Duration::from_secs(13));
     let first = bench.deliveries.once(order, attempt, unheard).await.unwrap();
     assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
@@ -296,7 +298,7 @@ async fn a_delivery_that_somebody_waits_for_is_never_called_unheard() {
             Delivery::answered(Outcome::Refused, Bytes::new(), None)
         };
         let count = Arc::clone(&unheard);
-        let tell = move |_: &Delivery| {
+        let tell = move |_: &Ask, _: &Delivery| {
             count.fetch_add(1, Ordering::SeqCst);
         };
         bench.deliveries.once(bench.order("a", soon()), attempt, tell).await.unwrap();
@@ -309,7 +311,7 @@ async fn a_delivery_that_somebody_waits_for_is_never_called_unheard() {
 async fn a_bug_in_an_attempt_ends_it_for_everybody_and_leaves_it_unconfirmed() {
     let bench = Bench::new();
     let attempt = |_| async { panic!("a bug") };
-    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_, _| {}).await.unwrap();
     assert!(matches!(delivery.answer, Err(Rejection::Internal)));
     assert!(bench.deliveries.running.claims().is_empty());
     let entry = bench.entry().await;
@@ -318,7 +320,7 @@ async fn a_bug_in_an_attempt_ends_it_for_everybody_and_leaves_it_unconfirmed() {
         assert_eq!(go.number, 2);
         confirmed()
     };
-    let delivery = bench.deliveries.once(bench.order("a", soon()), next, |_| {}).await.unwrap();
+    let delivery = bench.deliveries.once(bench.order("a", soon()), next, |_, _| {}).await.unwrap();
     assert_eq!(delivery.outcome, Outcome::Delivered);
 }
 
@@ -330,19 +332,19 @@ async fn a_confirmation_that_cannot_be_recorded_is_kept_until_it_can() {
         store.broken.store(true, Ordering::SeqCst);
         confirmed()
     };
-    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_, _| {}).await.unwrap();
     assert!(matches!(first.answer, Err(Rejection::JournalUnavailable { .. })), "{first:?}");
     // While it is down nothing is forwarded, whatever it is.
-    let second = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    let second = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert!(matches!(second.answer, Err(Rejection::JournalUnavailable { .. })));
-    let third = bench.deliveries.once(bench.order("b", soon()), unused, |_| {}).await.unwrap();
+    let third = bench.deliveries.once(bench.order("b", soon()), unused, |_, _| {}).await.unwrap();
     assert!(matches!(third.answer, Err(Rejection::JournalUnavailable { .. })));
     assert_eq!(bench.entry().await.state, State::Running);
 
     bench.store.broken.store(false, Ordering::SeqCst);
     tokio::spawn(Arc::clone(bench.deliveries.journal()).keep());
     bench.deliveries.journal().health().wellness().await;
-    let fourth = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    let fourth = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert_eq!(fourth.answer.unwrap(), REPLY);
     let entry = bench.entry().await;
     assert_eq!((entry.state, entry.latest.number), (State::Done, 1));
@@ -353,7 +355,7 @@ async fn what_runs_when_the_process_must_end_is_unconfirmed() {
     let bench = Bench::new();
     let attempt = |_| async { std::future::pending().await };
     let order = bench.order("a", Instant::now() + Duration::from_secs(1));
-    let first = bench.deliveries.once(order, attempt, |_| {}).await.unwrap();
+    let first = bench.deliveries.once(order, attempt, |_, _| {}).await.unwrap();
     assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
     bench.deliveries.abandon().await;
     let entry = bench.entry().await;
@@ -366,12 +368,12 @@ async fn what_runs_when_the_process_must_end_is_unconfirmed() {
 async fn a_receipt_marks_the_delivery_as_answered_once() {
     let bench = Bench::new();
     let attempt = |_| async { confirmed() };
-    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    let first = bench.deliveries.once(bench.order("a", soon()), attempt, |_, _| {}).await.unwrap();
     assert_eq!(bench.entry().await.answered_at, None);
     first.receipt.unwrap().given();
     bench.deliveries.journal().close().await;
     assert!(bench.entry().await.answered_at.is_some());
-    let again = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    let again = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert!(again.receipt.is_none());
 }
 
@@ -384,13 +386,13 @@ async fn a_journal_that_does_not_answer_is_down_until_it_does() {
     sleep(Duration::from_secs(20)).await;
     assert!(!journal.health().is_well());
     let before = Instant::now();
-    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert!(matches!(refused.answer, Err(Rejection::JournalUnavailable { .. })));
     assert_eq!(before.elapsed(), Duration::ZERO);
     bench.store.hangs.store(false, Ordering::SeqCst);
     journal.health().wellness().await;
     let attempt = |_| async { confirmed() };
-    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_| {}).await.unwrap();
+    let delivery = bench.deliveries.once(bench.order("a", soon()), attempt, |_, _| {}).await.unwrap();
     assert_eq!(delivery.outcome, Outcome::Delivered);
 }
 
@@ -399,7 +401,7 @@ async fn a_claim_that_comes_after_its_deadline_is_not_forwarded() {
     let bench = Bench::new();
     bench.store.hangs.store(true, Ordering::SeqCst);
     let order = bench.order("a", Instant::now() + Duration::from_secs(13));
-    let refused = bench.deliveries.once(order, unused, |_| {}).await;
+    let refused = bench.deliveries.once(order, unused, |_, _| {}).await;
     assert!(matches!(refused, Err(Rejection::JournalUnavailable { .. })));
     bench.store.hangs.store(false, Ordering::SeqCst);
     bench.deliveries.drained().await;
@@ -415,7 +417,7 @@ async fn a_copy_is_answered_at_its_deadline_even_if_the_journal_hangs_while_it_w
     let elsewhere = bench.order("a", soon());
     store::Deliveries::claim(&bench.store.store, Arc::clone(&elsewhere.ask)).await.unwrap();
     let until = Instant::now() + Duration::from_secs(13);
-    let copy = bench.deliveries.once(bench.order("a", until), unused, |_| {});
+    let copy = bench.deliveries.once(bench.order("a", until), unused, |_, _| {});
     let hang = async {
         sleep(Duration::from_secs(1)).await;
         bench.store.hangs.store(true, Ordering::SeqCst);
@@ -443,7 +445,7 @@ async fn what_fails_for_itself_stops_no_delivery() {
     bench.store.prune_fails.store(true, Ordering::SeqCst);
     tokio::spawn(Arc::clone(&journal).keep());
     bench.store.unreadable.store(true, Ordering::SeqCst);
-    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await.unwrap();
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert!(matches!(refused.answer, Err(Rejection::JournalUnavailable { .. })));
     bench.store.unreadable.store(false, Ordering::SeqCst);
     assert!(journal.health().is_well());
@@ -459,7 +461,7 @@ async fn whatever_runs_at_the_end_is_recorded_at_once_and_what_has_ended_as_it_d
     for number in 0..10 {
         let attempt = |_| async { std::future::pending().await };
         let order = bench.order_called(&format!("o-{number}"), "a", Instant::now() + BIT);
-        let first = bench.deliveries.once(order, attempt, |_| {}).await.unwrap();
+        let first = bench.deliveries.once(order, attempt, |_, _| {}).await.unwrap();
         assert!(matches!(first.answer, Err(Rejection::BackendTimeout)));
     }
     let store = Arc::clone(&bench.store);
@@ -467,7 +469,7 @@ async fn whatever_runs_at_the_end_is_recorded_at_once_and_what_has_ended_as_it_d
         store.broken.store(true, Ordering::SeqCst);
         confirmed()
     };
-    let kept = bench.deliveries.once(bench.order_called("kept", "a", soon()), attempt, |_| {}).await.unwrap();
+    let kept = bench.deliveries.once(bench.order_called("kept", "a", soon()), attempt, |_, _| {}).await.unwrap();
     assert!(matches!(kept.answer, Err(Rejection::JournalUnavailable { .. })));
     bench.store.broken.store(false, Ordering::SeqCst);
     bench.store.slowness.store(1_000, Ordering::SeqCst);
@@ -475,9 +477,10 @@ async fn whatever_runs_at_the_end_is_recorded_at_once_and_what_has_ended_as_it_d
     let records = bench.store.store.list(Filter::default(), None, 20).await.unwrap();
     assert_eq!(records.len(), 11);
     for Record { entry, .. } in records {
-        let expected = if entry.order_id.as_deref() == Some("kept") { State::Done } else { State::Unconfirmed };
-        assert_eq!(entry.state, expected, "{:?}", entry.order_id);
+        let order = entry.subject.order_id.as_deref();
+        let expected = if order == Some("kept") { State::Done } else { State::Unconfirmed };
+        assert_eq!(entry.state, expected, "{order:?}");
     }
-    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_| {}).await;
+    let refused = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await;
     assert!(matches!(refused, Err(Rejection::ShuttingDown)));
 }

@@ -81,8 +81,7 @@ async fn within_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// As the gateway does it: until it is recorded.
 async fn finish(gateway: &Gateway, end: End) {
-    let end = Arc::new(end);
-    while let Err(Unavailable { .. }) = gateway.store.finish(Arc::clone(&end)).await {
+    while let Err(Unavailable { .. }) = gateway.store.finish(end.clone()).await {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -121,10 +120,10 @@ async fn histories_are_whole(gateway: &Gateway, load: &Load) {
         let count = u32::try_from(numbers.len()).unwrap();
         assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
         assert!(record.attempts().all(|attempt| attempt.ended.is_some()), "{record:#?}");
-        attempts.insert(record.entry.order_id.unwrap(), count);
+        attempts.insert(record.entry.subject.order_id.clone().unwrap(), count);
     }
     for (order, number) in load.forwarded.lock().unwrap().iter() {
-        assert!(attempts[order] >= *number, "attempt {number} of {order} is not recorded");
+        assert!(attempts[&**order] >= *number, "attempt {number} of {order} is not recorded");
     }
 }
 
@@ -266,7 +265,7 @@ fn version(bench: &Postgres, order: &str) -> String {
 /// been released, or shut out.
 async fn is_released(bench: &Postgres, gateway: &Gateway, ask: &Ask, before: &str) {
     within_deadline("the claim is released", async {
-        while version(bench, ask.order_id.as_ref().unwrap()) == before
+        while version(bench, ask.subject.order_id.as_ref().unwrap()) == before
             || gateway.look(ask.base).await.state == State::Running
         {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -13,7 +13,7 @@ use tokio::sync::Barrier;
 use super::{LEASE, Postgres};
 use crate::bench::{Bench, Gateway};
 use crate::postgres_server::{EVERYBODY, Server};
-use crate::sample::{Call, START, content, key, lookalike, unconfirmed};
+use crate::sample::{Call, START, about, content, key, lookalike, unconfirmed};
 
 /// What is pruned if nothing is too old.
 const NOTHING: Retention = Retention {
@@ -87,12 +87,12 @@ async fn lookalikes_at_one_moment_are_one_delivery() {
     let gateways = gateways::<4>(&mut bench).await;
     for order in 0..20 {
         let order = format!("i-{order}");
-        let told = race(&gateways, |gateway| Ask {
-            base: key(&[&order, &gateway.name]),
-            order_id: None,
-            lookalike: Some(lookalike(&[&order])),
-            fingerprint: content(&[&order]),
-            ..gateway.renew("", &order)
+        let told = race(&gateways, |gateway| {
+            about(Ask { base: key(&[&order, &gateway.name]), ..gateway.renew("", &order) }, |subject| {
+                subject.order_id = None;
+                subject.lookalike = Some(lookalike(&[&order]));
+                subject.fingerprint = content(&[&order]);
+            })
         })
         .await;
         only_call(&told);
@@ -105,12 +105,12 @@ async fn lookalikes_at_one_moment_are_one_delivery() {
 async fn a_copy_that_was_one_delivery_stays_so_at_every_gateway() {
     let Some(mut bench) = Postgres::new().await else { return };
     let (one, other) = (bench.open().await, bench.open().await);
-    let copy = |signature: &str| Ask {
-        base: key(&["signature", signature]),
-        order_id: None,
-        lookalike: Some(lookalike(&["i-1"])),
-        fingerprint: content(&["i-1"]),
-        ..one.renew("", "i-1")
+    let copy = |signature: &str| {
+        about(Ask { base: key(&["signature", signature]), ..one.renew("", "i-1") }, |subject| {
+            subject.order_id = None;
+            subject.lookalike = Some(lookalike(&["i-1"]));
+            subject.fingerprint = content(&["i-1"]);
+        })
     };
     let first = one.forward(copy("1")).await;
     assert_eq!(other.claim(copy("2")).await.decision, Decision::Join);
@@ -139,7 +139,8 @@ async fn renewals_and_expiries_at_one_moment_agree_on_the_cycle() {
         })
         .await;
         let forwarded = forwarded(&told);
-        let expiries: Vec<_> = forwarded.iter().filter(|call| call.entry.action.starts_with("Expire")).collect();
+        let expiries: Vec<_> =
+            forwarded.iter().filter(|call| call.entry.subject.action.starts_with("Expire")).collect();
         assert_eq!(forwarded.len() - expiries.len(), 2);
         let mut cycles: Vec<_> = expiries.iter().map(|call| call.entry.cycle).collect();
         cycles.dedup();
