@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use prometheus::IntGaugeVec;
+use prometheus::{Histogram, IntCounter, IntGaugeVec};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
@@ -71,6 +71,8 @@ pub struct Journal {
     store: Arc<dyn Store>,
     vault: Vault,
     metrics: Arc<Metrics>,
+    /// By operation.
+    meters: [Meters; Operation::NAMES.len()],
     health: Health,
     /// This process, in claims.
     gateway: Arc<str>,
@@ -89,8 +91,32 @@ pub struct Journal {
 }
 
 /// What is counted and timed.
-const OPERATIONS: [&str; 11] =
-    ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "browse", "resolve", "close"];
+#[derive(Clone, Copy)]
+enum Operation {
+    Claim,
+    Finish,
+    Answered,
+    Look,
+    Count,
+    Probe,
+    Unlock,
+    Prune,
+    Browse,
+    Resolve,
+    Close,
+}
+
+impl Operation {
+    /// The names of all of them, in their order.
+    const NAMES: [&str; 11] =
+        ["claim", "finish", "answered", "look", "count", "probe", "unlock", "prune", "browse", "resolve", "close"];
+}
+
+/// Where an operation is counted: looked up once, and not by its name each time.
+struct Meters {
+    seconds: Histogram,
+    errors: IntCounter,
+}
 /// How often old replies and deliveries are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How often the journal is tried while nothing is wrong.
@@ -159,13 +185,15 @@ impl Journal {
         for app in &config.apps {
             metrics.duplicate_confirmations.with_label_values(&[&app.name]);
         }
-        for operation in OPERATIONS {
-            metrics.journal_errors.with_label_values(&[operation]);
-        }
+        let meters = Operation::NAMES.map(|operation| Meters {
+            seconds: metrics.journal_seconds.with_label_values(&[operation]),
+            errors: metrics.journal_errors.with_label_values(&[operation]),
+        });
         Arc::new(Self {
             store,
             vault: Vault::of(config),
             metrics,
+            meters,
             health: Health::default(),
             gateway,
             claims: AtomicI64::new(0),
@@ -210,7 +238,7 @@ impl Journal {
     /// The journal is down: nothing may be forwarded.
     pub async fn claim(&self, ask: Arc<Ask>) -> Result<Claimed, Unavailable> {
         self.health.check()?;
-        self.vital("claim", self.store.claim(ask)).await
+        self.vital(Operation::Claim, self.store.claim(ask)).await
     }
 
     /// Records the end of an attempt; durable once it comes back. Tries it even while the journal is
@@ -236,7 +264,7 @@ impl Journal {
             ending,
             now: clock::now(),
         };
-        self.vital("finish", self.store.finish(end)).await
+        self.vital(Operation::Finish, self.store.finish(end)).await
     }
 
     async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
@@ -260,7 +288,7 @@ impl Journal {
     /// The journal is down.
     pub async fn look(&self, key: DeliveryKey) -> Result<Option<Entry>, Unavailable> {
         self.health.check()?;
-        self.vital("look", self.store.look(key)).await
+        self.vital(Operation::Look, self.store.look(key)).await
     }
 
     /// Comes back when an entry may have changed.
@@ -273,7 +301,7 @@ impl Journal {
         if !self.health.is_well() {
             return;
         }
-        let counted = tokio::time::timeout(COUNT_WITHIN, self.timed("count", self.store.counts())).await;
+        let counted = tokio::time::timeout(COUNT_WITHIN, self.timed(Operation::Count, self.store.counts())).await;
         let Ok(Ok(counts)) = counted else { return };
         let mut apps = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         apps.extend(counts.iter().map(|counts| counts.app.clone()));
@@ -291,7 +319,7 @@ impl Journal {
     /// The journal is down.
     pub async fn counts(&self) -> Result<Vec<Counts>, Unavailable> {
         self.health.check()?;
-        self.timed("count", self.store.counts()).await
+        self.timed(Operation::Count, self.store.counts()).await
     }
 
     /// Lists what fits, in bounded time.
@@ -300,7 +328,7 @@ impl Journal {
     /// The journal is down.
     pub async fn browse(&self, filter: Filter, cursor: Option<i64>, limit: usize) -> Result<Browsed, Unavailable> {
         self.health.check()?;
-        self.timed("browse", self.store.browse(filter, cursor, limit)).await
+        self.timed(Operation::Browse, self.store.browse(filter, cursor, limit)).await
     }
 
     /// What became of the latest deliveries since a time.
@@ -309,7 +337,7 @@ impl Journal {
     /// The journal is down.
     pub async fn recent(&self, since: Timestamp, most: usize) -> Result<Vec<Brief>, Unavailable> {
         self.health.check()?;
-        self.timed("browse", self.store.recent(since, most)).await
+        self.timed(Operation::Browse, self.store.recent(since, most)).await
     }
 
     /// The one delivery whose id begins so, and its reply without credentials.
@@ -328,7 +356,7 @@ impl Journal {
                 }
             }
         });
-        self.timed("browse", found).await?
+        self.timed(Operation::Browse, found).await?
     }
 
     /// Records what an operator decided; says what happens next.
@@ -350,7 +378,7 @@ impl Journal {
                 resolved => Ok(resolved),
             }
         });
-        self.timed("resolve", resolved).await?
+        self.timed(Operation::Resolve, resolved).await?
     }
 
     /// What keeps it: `memory`, `sqlite` or `postgres`.
@@ -389,7 +417,7 @@ impl Journal {
                 let probed = tokio::time::timeout(PROBE_WITHIN, self.store.probe()).await;
                 probed.unwrap_or_else(|_| Err(Unavailable::new(format_args!("no answer within {PROBE_WITHIN:?}"))))
             });
-            match self.timed("probe", probe).await {
+            match self.timed(Operation::Probe, probe).await {
                 Ok(()) => self.health.is_well_again(),
                 Err(unavailable) => self.health.failed(&unavailable),
             }
@@ -408,7 +436,7 @@ impl Journal {
             let unlocked = self.unlock().await;
             let config = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
             let pruned = retention::prune(&*self.store, &config, clock::now());
-            let pruned = self.timed("prune", Box::pin(pruned)).await;
+            let pruned = self.timed(Operation::Prune, Box::pin(pruned)).await;
             // What failed is counted by `timed`.
             let is_done = unlocked.is_ok() && pruned.is_ok();
             let pause = if is_done { PRUNE_EVERY } else { PROBE_EVERY };
@@ -418,7 +446,7 @@ impl Journal {
 
     async fn unlock(&self) -> Result<(), Unavailable> {
         let unlocked = self.vault.unlock(&*self.store, clock::now());
-        let locked_out = self.timed("unlock", Box::pin(unlocked)).await?;
+        let locked_out = self.timed(Operation::Unlock, Box::pin(unlocked)).await?;
         // Said once, and again when it changes: it may stay so for as long as the history.
         if self.locked_out.send_if_modified(|known| std::mem::replace(known, locked_out.clone()) != locked_out) {
             for app in &locked_out {
@@ -433,12 +461,12 @@ impl Journal {
         self.receipts.close();
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.receipts.wait()).await;
         // What it could not give up, others take when its lease has passed.
-        let _ = self.timed("close", self.store.close()).await;
+        let _ = self.timed(Operation::Close, self.store.close()).await;
     }
 
     async fn timed<T>(
         &self,
-        operation: &str,
+        operation: Operation,
         answer: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
         let begun = Instant::now();
@@ -448,16 +476,17 @@ impl Journal {
     }
 
     /// Counts what an operation came to, and how long it took.
-    fn note<T>(&self, operation: &str, begun: Instant, result: &Result<T, Unavailable>) {
-        self.metrics.journal_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
+    fn note<T>(&self, operation: Operation, begun: Instant, result: &Result<T, Unavailable>) {
+        let meters = &self.meters[operation as usize];
+        meters.seconds.observe(begun.elapsed().as_secs_f64());
         if result.is_err() {
-            self.metrics.journal_errors.with_label_values(&[operation]).inc();
+            meters.errors.inc();
         }
     }
 
     /// The same, for what deliveries depend on: unless it may be this one's own fault, the journal
     /// is down for all of them.
-    async fn vital<T>(&self, operation: &str, answer: Answer<'_, T>) -> Result<T, Unavailable> {
+    async fn vital<T>(&self, operation: Operation, answer: Answer<'_, T>) -> Result<T, Unavailable> {
         let result = self.timed(operation, answer).await;
         if let Err(unavailable) = &result
             && !unavailable.is_local
@@ -510,10 +539,10 @@ impl Receipt {
         // once, and must not be taken for somebody who was never answered.
         // Not knowing costs an alarm, not an order.
         match (&mut answered).now_or_never() {
-            Some(result) => self.journal.note("answered", begun, &result),
+            Some(result) => self.journal.note(Operation::Answered, begun, &result),
             None => {
                 let journal = Arc::clone(&self.journal);
-                let rest = async move { journal.note("answered", begun, &answered.await) };
+                let rest = async move { journal.note(Operation::Answered, begun, &answered.await) };
                 self.journal.receipts.spawn(rest);
             }
         }

@@ -100,10 +100,10 @@ struct Caller {
 
 impl Caller {
     /// Gives back what there is nobody to tell of any more.
-    fn tell(caller: &Weak<Self>, told: Told) -> Result<(), Told> {
-        let Some(caller) = caller.upgrade() else { return Err(told) };
+    fn tell(caller: &Weak<Self>, told: Told) -> Option<Told> {
+        let Some(caller) = caller.upgrade() else { return Some(told) };
         *caller.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
-        Ok(())
+        None
     }
 
     fn told(&self) -> Option<Told> {
@@ -247,7 +247,7 @@ impl Deliveries {
         }
         let copies_heard = ticket.finish(&delivery);
         let unsaid = match caller {
-            Some(caller) => Caller::tell(&caller, Told::Answer(delivery)).err(),
+            Some(caller) => Caller::tell(&caller, Told::Answer(delivery)),
             None => Some(Told::Answer(delivery)),
         };
         if let (Some(Told::Answer(delivery)), false) = (unsaid, copies_heard) {

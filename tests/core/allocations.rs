@@ -4,13 +4,17 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use allocation_counter::{AllocationInfo, measure};
+use spigate::clock;
 use spigate::config::listen::Address;
 use spigate::config::source::Sources;
 use spigate::config::{self, Config};
+use spigate::dialect::ActionKind;
+use spigate::platform::{Order, Placement, samples};
 use spigate::query::{Lookup, Params};
 use spigate::run::Instance;
 use spigate::server::inherited::Inherited;
@@ -20,7 +24,6 @@ use tokio::sync::oneshot;
 use crate::support::dialect;
 
 const DIALECT: &str = "qingcloud-appcenter";
-const REPLY: &str = r#"{"success":true,"instanceId":"a0ec8245-d3f4-11eb-b8c6-acde48001122","message":"ok"}"#;
 
 #[test]
 fn reading_and_verifying_asks_for_memory_twice_however_many_parameters_there_are() {
@@ -43,7 +46,7 @@ fn reading_and_verifying_asks_for_memory_twice_however_many_parameters_there_are
 }
 
 /// A gateway in this thread's runtime, before a backend in threads of its own.
-fn running(send: &str) -> (Runtime, Instance, SocketAddr) {
+fn running(send: &str, journal: Option<&Path>) -> (Runtime, Instance, SocketAddr) {
     let backend = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = backend.local_addr().unwrap();
     thread::spawn(move || {
@@ -51,7 +54,7 @@ fn running(send: &str) -> (Runtime, Instance, SocketAddr) {
             thread::spawn(move || answer(stream.unwrap()));
         }
     });
-    let config = configuration(to, send);
+    let config = configuration(to, send, journal);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let instance = runtime.block_on(Instance::start(config, Inherited::default(), None)).unwrap();
     let Address::Tcp(gateway) = instance.listen else { panic!("listens elsewhere") };
@@ -65,18 +68,26 @@ fn request(query: &str) -> String {
 /// What a whole request costs the gateway, its connections kept open: from the bytes that the
 /// kernel hands over to those that it takes. The gateway has this thread, everything else others.
 fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
-    let (runtime, _instance, gateway) = running(send);
-    let request = request(query);
-    let client = Arc::new(Mutex::new(TcpStream::connect(gateway).unwrap()));
+    let requests = std::iter::repeat_n(request(query), LAST).collect();
+    asked(running(send, None), requests, status)
+}
+
+/// The same for these requests, of which there are [`LAST`].
+fn asked(
+    (runtime, _instance, gateway): (Runtime, Instance, SocketAddr),
+    requests: Vec<String>,
+    status: &str,
+) -> AllocationInfo {
+    let client = Arc::new(Mutex::new((TcpStream::connect(gateway).unwrap(), requests.into_iter())));
     let status = format!("HTTP/1.1 {status}");
-    let requests = |count: u32| {
+    let requests = |count: usize| {
         let (done, is_done) = oneshot::channel();
-        let (client, request, status) = (Arc::clone(&client), request.clone(), status.clone());
+        let (client, status) = (Arc::clone(&client), status.clone());
         thread::spawn(move || {
-            let mut stream = client.lock().unwrap();
-            for _ in 0..count {
+            let (stream, requests) = &mut *client.lock().unwrap();
+            for request in requests.take(count) {
                 stream.write_all(request.as_bytes()).unwrap();
-                let reply = message(&mut stream).unwrap();
+                let reply = message(stream).unwrap();
                 assert!(reply.starts_with(&status), "{reply}");
             }
             done.send(()).unwrap();
@@ -84,9 +95,9 @@ fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
         measure(|| runtime.block_on(is_done).unwrap())
     };
     // What is made once: connections, metrics of a first time.
-    requests(20);
+    requests(FIRST);
     let (few, many) = (requests(COUNT), requests(2 * COUNT));
-    let of_each = |few: u64, many: u64| (many - few).div_ceil(u64::from(COUNT));
+    let of_each = |few: u64, many: u64| (many - few).div_ceil(COUNT as u64);
     AllocationInfo {
         count_total: of_each(few.count_total, many.count_total),
         bytes_total: of_each(few.bytes_total, many.bytes_total),
@@ -95,7 +106,9 @@ fn proxied(send: &str, query: &str, status: &str) -> AllocationInfo {
 }
 
 /// So many that what happens now and then does not show.
-const COUNT: u32 = 200;
+const COUNT: usize = 200;
+const FIRST: usize = 20;
+const LAST: usize = FIRST + 3 * COUNT;
 
 #[test]
 fn a_proxied_request_asks_for_memory_this_often() {
@@ -105,6 +118,29 @@ fn a_proxied_request_asks_for_memory_this_often() {
         let info = proxied(send, query, "200 OK");
         assert!(info.count_total <= most, "{send}: {} allocations", info.count_total);
     }
+}
+
+/// The same in the thread that serves requests for orders that go through a journal in a file. Its own
+/// thread is another one.
+#[test]
+fn an_order_that_is_delivered_once_asks_for_memory_this_often() {
+    let folder = std::env::temp_dir().join(format!("spigate-allocations-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let dialect = dialect(DIALECT);
+    let key = dialect.signing_key(&dialect.published[0].key).unwrap();
+    let action = dialect.action_of(ActionKind::Create).unwrap();
+    let requests = (0..LAST).map(|number| {
+        let mut fields = vec![("order_id".to_owned(), format!("o-{number}"))];
+        fields.extend(samples(&dialect, action, &fields));
+        let order = Order { dialect: &dialect, url: "http://crm/spi", action, fields: &fields, time: clock::now() };
+        let url = order.sign(&key).unwrap().url(Placement::Query);
+        request(url.split_once('?').unwrap().1)
+    });
+    let requests = requests.collect();
+    let info = asked(running("headers", Some(&folder.join("journal.db"))), requests, "200 OK");
+    // 41 on a quiet machine.
+    assert!(info.count_total <= 44, "{} allocations", info.count_total);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
@@ -122,9 +158,9 @@ fn a_refused_signature_asks_for_memory_as_often_whatever_was_sent() {
 #[test]
 fn a_connection_that_asked_once_and_is_idle_holds_this_much() {
     let request = request(&dialect(DIALECT).published[0].query);
-    let (runtime, _instance, gateway) = running("headers");
+    let (runtime, _instance, gateway) = running("headers", None);
     let open = Arc::new(Mutex::new(Vec::new()));
-    let connections = |count: u32| {
+    let connections = |count: usize| {
         let (done, is_done) = oneshot::channel();
         let (open, request) = (Arc::clone(&open), request.clone());
         thread::spawn(move || {
@@ -139,17 +175,21 @@ fn a_connection_that_asked_once_and_is_idle_holds_this_much() {
         });
         measure(|| runtime.block_on(is_done).unwrap()).bytes_current
     };
-    connections(20);
+    connections(FIRST);
     let (few, many) = (connections(COUNT), connections(2 * COUNT));
-    let each = (many - few) / i64::from(COUNT);
+    let each = (many - few) / COUNT as i64;
     assert!(each <= 20_600, "{each} bytes");
 }
 
-fn configuration(backend: SocketAddr, send: &str) -> Config {
+fn configuration(backend: SocketAddr, send: &str, journal: Option<&Path>) -> Config {
+    let (url, once) = match journal {
+        Some(file) => (format!("sqlite:{}", file.display()), true),
+        None => ("memory:".to_owned(), false),
+    };
     let key = &dialect(DIALECT).published[0].key;
     let text = format!(
-        "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\njournal.url = \"memory:\"\n\
-         [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{DIALECT}\"\ndeliver_once = false\n\
+        "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\njournal.url = \"{url}\"\n\
+         [[apps]]\nname = \"crm\"\npath = \"/spi\"\ndialect = \"{DIALECT}\"\ndeliver_once = {once}\n\
          keys = [{{ id = \"k\", value = \"{key}\" }}]\nfreshness.max_age = \"36500d\"\n\
          backend = {{ url = \"http://{backend}/\", send = \"{send}\", keep_alive = \"60s\" }}\n"
     );
@@ -157,14 +197,17 @@ fn configuration(backend: SocketAddr, send: &str) -> Config {
     config::load(&sources, Path::new(".")).unwrap()
 }
 
-/// A backend's connection: confirms whatever comes.
+/// A backend's connection: confirms whatever comes, each with another instance.
 fn answer(mut stream: TcpStream) {
-    let reply = format!(
-        "HTTP/1.1 200 OK\r\nServer: test\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{REPLY}",
-        REPLY.len()
-    );
+    static INSTANCES: AtomicUsize = AtomicUsize::new(0);
     while message(&mut stream).is_some() {
+        let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let reply = format!(r#"{{"success":true,"instanceId":"a0ec8245-d3f4-11eb-b8c6-{number:012}","message":"ok"}}"#);
+        let reply = format!(
+            "HTTP/1.1 200 OK\r\nServer: test\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{reply}",
+            reply.len()
+        );
         stream.write_all(reply.as_bytes()).unwrap();
     }
 }

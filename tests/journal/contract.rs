@@ -1270,7 +1270,7 @@ pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {
     gateway.forward(gateway.renew("o-1", "i-2")).await;
     gateway
         .forward(about(Ask { base: key(&["erp"]), ..gateway.renew("o-1", "i-1") }, |subject| {
-            subject.app = "erp".into()
+            subject.app = "erp".into();
         }))
         .await;
     assert_eq!(gateway.claim(gateway.expire("i-1")).await.decision, Decision::Replay);
@@ -1291,7 +1291,7 @@ pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {
     gateway.forward(gateway.renew("o-2", "i-1")).await;
     assert_eq!(gateway.forward(gateway.expire("i-1")).await.entry.cycle, 2);
     let delete = about(Ask { base: key(&["delete"]), ..gateway.expire("i-1") }, |subject| {
-        subject.action = "DeleteAppInstance".into()
+        subject.action = "DeleteAppInstance".into();
     });
     assert_eq!(gateway.forward(delete).await.entry.cycle, 2);
 }

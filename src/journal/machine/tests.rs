@@ -650,7 +650,7 @@ fn a_lost_reply_is_replaced_and_its_confirmation_stays() {
 fn copy_of_expiry(seconds: i64, change: impl FnOnce(&mut Ask)) -> Option<Decision> {
     let lifecycle = Lifecycle::Ends { replay_for: REPLAY_FOR };
     let mut asked = about(Ask { lifecycle, instance_must_be_new: false, ..ask(1) }, |subject| {
-        subject.instance_id = Some("i-1".into())
+        subject.instance_id = Some("i-1".into());
     });
     let mut kept = Kept::default();
     let (_, _, claimed) = kept.claim(false, &asked);
