@@ -247,11 +247,12 @@ impl Journal {
     /// # Errors
     /// The journal is down: keep the end and try again.
     pub async fn finish(&self, claim: &RunningClaim, end: &Outgoing) -> Result<(Finished, Arc<Entry>), Unavailable> {
+        let now = clock::now();
         let ending = match end {
             Outgoing::Confirmed { instance_id, reply } => {
-                Ending::Confirmed { instance_id: instance_id.clone(), reply: self.seal(claim, reply).await? }
+                Ending::Confirmed { instance_id: instance_id.clone(), reply: self.seal(claim, reply, now).await? }
             }
-            Outgoing::Refused { reply } => Ending::Refused { reply: self.seal(claim, reply).await? },
+            Outgoing::Refused { reply } => Ending::Refused { reply: self.seal(claim, reply, now).await? },
             Outgoing::Failed(reason) => Ending::Failed(reason.clone()),
             Outgoing::Unconfirmed(reason) => Ending::Unconfirmed(reason.clone()),
         };
@@ -262,13 +263,13 @@ impl Journal {
             attempt: claim.number,
             began_at: claim.began_at,
             ending,
-            now: clock::now(),
+            now,
         };
         self.vital(Operation::Finish, self.store.finish(end)).await
     }
 
-    async fn seal(&self, claim: &RunningClaim, reply: &[u8]) -> Result<Sealed, Unavailable> {
-        self.vault.seal(&*self.store, &claim.ask.subject.app, &claim.key, reply, clock::now()).await
+    async fn seal(&self, claim: &RunningClaim, reply: &[u8], now: Timestamp) -> Result<Sealed, Unavailable> {
+        self.vault.seal(&*self.store, &claim.ask.subject.app, &claim.key, reply, now).await
     }
 
     /// Opens a recorded reply.

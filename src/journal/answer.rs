@@ -57,3 +57,31 @@ impl<T> Future for Answer<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn wherever_it_comes_from_it_is_told_once() {
+        let (tell, told) = oneshot::channel();
+        let mut from_thread = Answer::thread(told);
+        assert_eq!((&mut from_thread).now_or_never(), None);
+        tell.send(Ok(2)).unwrap();
+        for (number, mut answer) in [(1, Answer::known(Ok(1))), (2, from_thread), (3, Answer::work(async { Ok(3) }))] {
+            assert_eq!((&mut answer).now_or_never(), Some(Ok(number)));
+        }
+        let mut known = Answer::known(Ok(4));
+        assert_eq!(((&mut known).now_or_never(), known.now_or_never()), (Some(Ok(4)), None));
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_a_failure_of_all() {
+        let (tell, told) = oneshot::channel::<Result<(), Unavailable>>();
+        drop(tell);
+        let failure = Answer::thread(told).now_or_never().unwrap().unwrap_err();
+        assert!(!failure.is_local && failure.cause.contains("has ended"), "{failure}");
+    }
+}

@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::key::{DeliveryKey, Extras, Fingerprint, Lookalike, Origin};
 
-/// What a delivery is about, as a request says it: of an entry, its first copy. It never changes, so
-/// whatever tells of it shares it.
+/// What a delivery is about, as a request says it: of an entry, its first copy. Whatever tells of it
+/// shares it, and whoever changes it has one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The order behind it, debug or not.

@@ -49,13 +49,15 @@ pub type Outlet = watch::Receiver<Option<Delivery>>;
 pub struct Ticket {
     running: Running,
     claim: RunningClaim,
+    /// Whether it was said.
+    done: bool,
 }
 
 impl Running {
     /// Begins an attempt.
     pub fn begin(&self, claim: RunningClaim) -> Ticket {
         self.slots().insert((claim.key, claim.number), Slot { claim: claim.clone(), end: None, result: None });
-        Ticket { running: self.clone(), claim }
+        Ticket { running: self.clone(), claim, done: false }
     }
 
     /// Where the result of an attempt will appear, if it runs here.
@@ -98,7 +100,8 @@ impl Ticket {
     }
 
     /// Ends the attempt and tells all copies that wait; says whether there were any.
-    pub fn finish(self, delivery: &Delivery) -> bool {
+    pub fn finish(mut self, delivery: &Delivery) -> bool {
+        self.done = true;
         self.end(delivery)
     }
 
@@ -115,6 +118,8 @@ impl Ticket {
 /// Whoever waits must hear of an attempt that ended in a bug, too.
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(&Delivery::unconfirmed(Rejection::Internal));
+        if !self.done {
+            self.end(&Delivery::unconfirmed(Rejection::Internal));
+        }
     }
 }

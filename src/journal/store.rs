@@ -59,7 +59,7 @@ pub trait Deliveries: Send + Sync {
 
     /// Records that the platform was told how it ended. The first time stays. Nobody waits for it to
     /// be durable: it comes before everything that is asked afterwards and for which it matters,
-    /// and before a [`probe`](Self::probe).
+    /// and before a [`probe`](Self::probe). The answer outlives whoever asks for it.
     fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()>;
 
     /// Reads an entry. A running attempt that a claim would take for lost is read as lost
