@@ -61,10 +61,21 @@ pub trait Walker {
     type Place: Copy;
     /// Sees the value at a place.
     fn see(&mut self, place: Self::Place, seen: Seen<'_>);
-    /// Says what the place of the member `key` of the object at `place` is.
-    fn member(&mut self, place: Self::Place, key: &str) -> Self::Place;
+    /// Says what the member `key` of the object at `place` is.
+    fn member(&mut self, place: Self::Place, key: &str) -> Member<Self::Place>;
     /// Says what the place of the elements of the array at `place` is.
     fn element(&mut self, place: Self::Place) -> Self::Place;
+}
+
+/// What a walker makes of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member<P> {
+    /// One that it knows, at its place, and that did not stand in this object before.
+    First(P),
+    /// One that it knows, and that did.
+    Again,
+    /// Any other, at its place: whether it stands twice is found out without the walker.
+    Other(P),
 }
 
 /// Reads `document` strictly and shows it to `walker`, which stands at `top` first.
@@ -72,12 +83,16 @@ pub trait Walker {
 /// # Errors
 /// See [`JsonError`].
 pub fn walk<W: Walker>(document: &[u8], walker: &mut W, top: W::Place) -> Result<(), JsonError> {
+    // Looked at once as a whole: the reader would do it again for each string.
+    walk_text(str::from_utf8(document).map_err(|_| JsonError::Invalid)?, walker, top)
+}
+
+/// The same of text.
+fn walk_text<W: Walker>(document: &str, walker: &mut W, top: W::Place) -> Result<(), JsonError> {
     if document.is_empty() {
         return Err(JsonError::Empty);
     }
-    // Looked at once as a whole: the reader would do it again for each string.
-    let document = str::from_utf8(document).map_err(|_| JsonError::Invalid)?;
-    let mut keys = Keys { open: Vec::with_capacity(Keys::FEW), repeated: false };
+    let mut keys = Keys { open: Vec::new(), repeated: false };
     let mut reader = serde_json::Deserializer::from_str(document);
     let start = Value { walker, place: top, keys: &mut keys };
     match start.deserialize(&mut reader).and_then(|()| reader.end()) {
@@ -92,6 +107,14 @@ pub fn walk<W: Walker>(document: &[u8], walker: &mut W, top: W::Place) -> Result
 /// # Errors
 /// See [`JsonError`].
 pub fn is_object(document: &[u8]) -> Result<bool, JsonError> {
+    is_object_text(str::from_utf8(document).map_err(|_| JsonError::Invalid)?)
+}
+
+/// The same of text.
+///
+/// # Errors
+/// See [`JsonError`].
+pub fn is_object_text(document: &str) -> Result<bool, JsonError> {
     struct Top(bool);
     impl Walker for Top {
         type Place = bool;
@@ -100,34 +123,34 @@ pub fn is_object(document: &[u8]) -> Result<bool, JsonError> {
                 self.0 = seen == Seen::Object;
             }
         }
-        fn member(&mut self, _: bool, _: &str) -> bool {
-            false
+        fn member(&mut self, _: bool, _: &str) -> Member<bool> {
+            Member::Other(false)
         }
         fn element(&mut self, _: bool) -> bool {
             false
         }
     }
     let mut top = Top(false);
-    walk(document, &mut top, true)?;
+    walk_text(document, &mut top, true)?;
     Ok(top.0)
 }
 
 /// Drops the white space between the tokens of a **checked** document.
 pub fn compact(document: &str) -> String {
     let mut out = String::with_capacity(document.len());
-    let mut rest = document;
-    while let Some(quote) = memchr::memchr(b'"', rest.as_bytes()) {
-        let (between, string) = rest.split_at(quote);
-        match between {
-            // So it is between most strings.
-            ":" | "," | ": " | ", " => out.push_str(&between[..1]),
-            _ => out.extend(between.split_ascii_whitespace()),
+    let (mut from, mut at) = (0, 0);
+    while let Some(byte) = document.as_bytes().get(at) {
+        match byte {
+            b'"' => at += string_length(&document[at..]),
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                out.push_str(&document[from..at]);
+                at += 1;
+                from = at;
+            }
+            _ => at += 1,
         }
-        let (string, tail) = string.split_at(string_length(string));
-        out.push_str(string);
-        rest = tail;
     }
-    out.extend(rest.split_ascii_whitespace());
+    out.push_str(&document[from..]);
     out
 }
 
@@ -175,12 +198,22 @@ pub fn is_unseen(char: char) -> bool {
         || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Whether a text is visible ASCII and spaces, of which nothing [`is_unseen`]. Every byte is looked at,
+/// which goes faster than to stop at the first.
+pub fn is_plain_ascii(text: &str) -> bool {
+    text.bytes().fold(true, |all, byte| all & (b' '..0x7f).contains(&byte))
+}
+
 /// Writes JSON that no terminal takes for commands: DEL and the controls beyond ASCII (U+009B
 /// begins an escape sequence) are escaped too, which JSON does not ask for.
 pub struct Inert;
 
 impl Formatter for Inert {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // Nearly always.
+        if is_plain_ascii(fragment) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut plain = 0;
         for (at, unseen) in fragment.match_indices(is_unseen) {
             writer.write_all(&fragment.as_bytes()[plain..at])?;
@@ -273,10 +306,15 @@ impl<'de, W: Walker> Visitor<'de> for Value<'_, 'de, W> {
         self.walker.see(self.place, Seen::Object);
         let mut object = self.keys.begin();
         while let Some(Key(key)) = map.next_key()? {
-            let place = self.walker.member(self.place, &key);
-            if !self.keys.insert(&mut object, key) {
+            let place = match self.walker.member(self.place, &key) {
+                Member::First(place) => Some(place),
+                Member::Other(place) => self.keys.insert(&mut object, key).then_some(place),
+                Member::Again => None,
+            };
+            let Some(place) = place else {
+                self.keys.repeated = true;
                 return Err(A::Error::custom("duplicate key"));
-            }
+            };
             map.next_value_seed(Value { walker: &mut *self.walker, place, keys: &mut *self.keys })?;
         }
         self.keys.end(&object);
@@ -306,10 +344,11 @@ impl<'de> Deserialize<'de> for Key<'de> {
     }
 }
 
-/// The keys of the objects that are open, the innermost one's last: one list for a document.
+/// The keys of the objects that are open, but for those that the walker knows, the innermost one's
+/// last: one list for a document.
 struct Keys<'de> {
     open: Vec<Cow<'de, str>>,
-    /// The last one stands twice.
+    /// A key was found to stand twice.
     repeated: bool,
 }
 
@@ -317,29 +356,35 @@ struct Keys<'de> {
 /// an object of a hundred thousand keys costs no more a key than one of ten.
 struct Object<'de> {
     from: usize,
-    many: HashSet<Cow<'de, str>>,
+    many: Option<HashSet<Cow<'de, str>>>,
 }
 
 impl<'de> Keys<'de> {
     const FEW: usize = 16;
 
     fn begin(&self) -> Object<'de> {
-        Object { from: self.open.len(), many: HashSet::new() }
+        Object { from: self.open.len(), many: None }
     }
 
+    /// Adds a key; whether it is a new one.
     fn insert(&mut self, object: &mut Object<'de>, key: Cow<'de, str>) -> bool {
         let few = &self.open[object.from..];
-        if object.many.is_empty() && few.len() < Self::FEW {
-            self.repeated = few.contains(&key);
-            if !self.repeated {
+        if object.many.is_none() && few.len() < Self::FEW {
+            let is_new = !few.contains(&key);
+            if is_new {
+                if self.open.is_empty() {
+                    // At once for nearly every document.
+                    self.open.reserve(Self::FEW);
+                }
                 self.open.push(key);
             }
+            is_new
         } else {
+            let many = object.many.get_or_insert_default();
             // The first time there are some; after that objects inside leave none behind.
-            object.many.extend(self.open.drain(object.from..));
-            self.repeated = !object.many.insert(key);
+            many.extend(self.open.drain(object.from..));
+            many.insert(key)
         }
-        !self.repeated
     }
 
     fn end(&mut self, object: &Object<'de>) {

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use spigate::dialect::builtin;
 use spigate::dialect::reply::{Judgement, ReplyContract};
-use spigate::json::{self, Seen, Walker};
+use spigate::json::{self, Member, Seen, Walker};
 
 static CONTRACTS: LazyLock<Vec<ReplyContract>> = LazyLock::new(|| {
     let dialects = builtin::load().expect("built-in dialects load");
@@ -21,8 +21,9 @@ struct Keys(usize);
 impl Walker for Keys {
     type Place = ();
     fn see(&mut self, (): (), _: Seen<'_>) {}
-    fn member(&mut self, (): (), _: &str) {
+    fn member(&mut self, (): (), _: &str) -> Member<()> {
         self.0 += 1;
+        Member::Other(())
     }
     fn element(&mut self, (): ()) {}
 }

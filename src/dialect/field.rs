@@ -83,7 +83,7 @@ impl FieldType {
             Self::Base64Text => base64_text(text).map(Decoded::Text),
             Self::Base64Json => {
                 let document = base64_text(text)?;
-                match json::is_object(document.as_bytes()) {
+                match json::is_object_text(&document) {
                     Ok(true) => Ok(Decoded::Object(json::compact(&document))),
                     Ok(false) => Err("does not hold a JSON object"),
                     Err(json::JsonError::DuplicateKey) => Err("holds JSON with a key that stands twice in one object"),

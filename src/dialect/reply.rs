@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::json::{self, JsonError, Seen, Walker};
+use crate::json::{self, JsonError, Member as Key, Seen, Walker};
 
 /// What the dialect demands of one kind of reply.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ enum Place<'c> {
 struct Findings<'c> {
     is_object: bool,
     success: Success,
-    /// Members seen, by their bits. Duplicate keys are refused before, so a bit means one value.
+    /// Members seen, by their bits.
     seen: u64,
     /// Those of them that are objects.
     objects: u64,
@@ -216,14 +216,22 @@ impl<'c> Walker for Findings<'c> {
         }
     }
 
-    fn member(&mut self, place: Place<'c>, key: &str) -> Place<'c> {
+    fn member(&mut self, place: Place<'c>, key: &str) -> Key<Place<'c>> {
         let members = match place {
-            Place::Top(_) if key == "success" => return Place::Success,
+            Place::Top(_) if key == "success" => {
+                let first = matches!(self.success, Success::Absent);
+                return if first { Key::First(Place::Success) } else { Key::Again };
+            }
             Place::Top(members) => members,
             Place::Member(member) => &member.members,
-            Place::Success | Place::Unknown => return Place::Unknown,
+            Place::Success | Place::Unknown => return Key::Other(Place::Unknown),
         };
-        members.iter().find(|member| member.key == key).map_or(Place::Unknown, Place::Member)
+        match members.iter().find(|member| member.key == key) {
+            // Objects that hold members of the contract stand once themselves, so each has one bit.
+            Some(member) if self.seen & (1 << member.bit) == 0 => Key::First(Place::Member(member)),
+            Some(_) => Key::Again,
+            None => Key::Other(Place::Unknown),
+        }
     }
 
     fn element(&mut self, _: Place<'c>) -> Place<'c> {
@@ -337,6 +345,33 @@ mod tests {
         assert_eq!(rule(r#"{"info":{}}"#).as_deref(), Some("url_missing"));
         assert_eq!(rule(r#"{"info":[]}"#).as_deref(), Some("info_type"));
         assert_eq!(rule("{}").as_deref(), Some("info_missing"));
+    }
+
+    #[test]
+    fn no_key_stands_twice_whether_the_contract_knows_it_or_not() {
+        let info = Member { kind: MemberKind::Object, members: vec![string("url", 1)], ..string("info", 0) };
+        let contract = ReplyContract { success_required: false, members: vec![info], sample: String::new() };
+        let rule = |body: &str| contract.judge(body.as_bytes()).err().map(|violation| violation.rule.to_string());
+        for twice in [
+            r#"{"success":true,"success":true}"#,
+            r#"{"success":null,"info":{"url":"x"},"succes\u0073":true}"#,
+            r#"{"info":{"url":"x"},"info":{"url":"x"}}"#,
+            r#"{"info":7,"info":{"url":"x"}}"#,
+            r#"{"info":{"url":"x","u\u0072l":"y"}}"#,
+            r#"{"info":{"url":null,"more":1,"url":"y"}}"#,
+            r#"{"info":{"url":"x","success":1,"success":1}}"#,
+            r#"{"other":1,"info":{"url":"x"},"other":1}"#,
+            r#"{"other":{"url":1,"url":1},"info":{"url":"x"}}"#,
+            r#"{"other":[{"info":1},{"info":1,"info":1}],"info":{"url":"x"}}"#,
+        ] {
+            assert_eq!(rule(twice).as_deref(), Some("duplicate_key"), "{twice}");
+        }
+        for once in [
+            r#"{"info":{"url":"x","info":{"url":1},"success":1},"url":1,"success":true}"#,
+            r#"{"other":[{"info":1},{"info":1}],"info":{"url":"x","other":1}}"#,
+        ] {
+            assert_eq!(rule(once), None, "{once}");
+        }
     }
 
     #[test]
