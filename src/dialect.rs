@@ -22,7 +22,7 @@ pub mod time;
 
 use http::HeaderName;
 
-use crate::query::Params;
+use crate::query::{Names, Params};
 use canonical::{Ambiguous, CanonicalForm};
 use field::FieldType;
 use mac::{KeyError, KeyTransform, MacAlgorithm, SigningKey, Tag, TagEncoding};
@@ -54,6 +54,8 @@ pub struct Dialect {
     pub user: Option<usize>,
     /// Documented parameters besides action, time and signature.
     pub fields: Vec<Field>,
+    /// The names of the fields in their order, then those of action, signature and time.
+    names: Names,
     /// Actions, in the order of their names in the file.
     pub actions: Vec<Action>,
     /// Requests that the platform published, with real signatures.

@@ -40,8 +40,23 @@ impl Entry {
     }
 
     fn by_name(&self, other: &Self, text: &str) -> Ordering {
-        let names = || name_of(text, self).as_bytes().cmp(name_of(text, other).as_bytes());
-        self.prefix.cmp(&other.prefix).then_with(names)
+        self.prefix.cmp(&other.prefix).then_with(|| self.name(text).cmp(other.name(text)))
+    }
+
+    /// Compares its name with another one.
+    fn name_cmp(&self, prefix: u64, name: &str, text: &str) -> Ordering {
+        match self.prefix.cmp(&prefix) {
+            Ordering::Equal => self.name(text).cmp(name.as_bytes()),
+            unequal => unequal,
+        }
+    }
+
+    fn name<'t>(&self, text: &'t str) -> &'t [u8] {
+        &text.as_bytes()[self.start as usize..self.name_end as usize]
+    }
+
+    fn value<'t>(&self, text: &'t str) -> &'t str {
+        &text[self.name_end as usize..self.value_end as usize]
     }
 
     /// The received order. Starts alone do not tell it: an empty name with an empty value begins
@@ -84,6 +99,29 @@ pub enum Found {
     Once(Place),
     /// Several have.
     Repeated,
+}
+
+/// Names to look for, all in one walk over the parameters.
+#[derive(Clone, Debug)]
+pub struct Names(Vec<Name>);
+
+#[derive(Clone, Debug)]
+struct Name {
+    prefix: u64,
+    text: String,
+    /// Its position among the names as they were given.
+    position: usize,
+}
+
+impl Names {
+    /// Prepares names.
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        let name =
+            |(position, text): (usize, &str)| Name { prefix: prefix(text.as_bytes()), text: text.to_owned(), position };
+        let mut names: Vec<_> = names.into_iter().enumerate().map(name).collect();
+        names.sort_by(|a, b| a.text.cmp(&b.text));
+        Self(names)
+    }
 }
 
 /// Why a query string was refused. Never carries a value: what was refused may be a secret.
@@ -206,34 +244,56 @@ impl Params {
     /// Looks for a parameter by its decoded name; its place is good for these parameters only.
     pub fn find(&self, name: &str) -> Found {
         let prefix = prefix(name.as_bytes());
-        let from = if self.entries.len() <= FEW {
-            // Comparing a handful of numbers in a row is faster than halving.
-            self.entries.iter().position(|entry| entry.prefix >= prefix).unwrap_or(self.entries.len())
+        // Comparing a handful of numbers in a row is faster than halving.
+        let mut from = if self.entries.len() <= FEW {
+            0
         } else {
-            self.entries.partition_point(|entry| entry.prefix < prefix)
+            self.entries.partition_point(|entry| entry.name_cmp(prefix, name, &self.text).is_lt())
         };
-        // Whatever else begins with the same eight bytes stands next to it.
-        let is_before =
-            |entry: &Entry| entry.prefix == prefix && name_of(&self.text, entry).as_bytes() < name.as_bytes();
-        let from = from + self.entries[from..].partition_point(is_before);
-        let is_it = |at: usize| {
-            let entry = self.entries.get(at);
-            entry.is_some_and(|entry| entry.prefix == prefix && name_of(&self.text, entry) == name)
-        };
-        match (is_it(from), is_it(from + 1)) {
-            (false, _) => Found::Absent,
-            (true, false) => Found::Once(Place(from)),
-            (true, true) => Found::Repeated,
+        self.find_from(&mut from, prefix, name)
+    }
+
+    /// Looks for parameters by their decoded names: what [`Params::find`] says of each, by the
+    /// positions of the names.
+    pub fn find_all(&self, names: &Names) -> Vec<Found> {
+        let mut found = vec![Found::Absent; names.0.len()];
+        let mut from = 0;
+        for name in &names.0 {
+            found[name.position] = self.find_from(&mut from, name.prefix, &name.text);
         }
+        found
+    }
+
+    /// The same for a name that no parameter before `from` has. Moves that over all that stand before
+    /// the name.
+    fn find_from(&self, from: &mut usize, prefix: u64, name: &str) -> Found {
+        while let Some(entry) = self.entries.get(*from) {
+            match entry.name_cmp(prefix, name, &self.text) {
+                Ordering::Less => *from += 1,
+                Ordering::Greater => return Found::Absent,
+                Ordering::Equal => {
+                    let next = self.entries.get(*from + 1);
+                    let repeated = next.is_some_and(|next| next.name_cmp(prefix, name, &self.text).is_eq());
+                    return if repeated { Found::Repeated } else { Found::Once(Place(*from)) };
+                }
+            }
+        }
+        Found::Absent
+    }
+
+    /// Names that stand more than once.
+    pub fn repeated(&self) -> impl Iterator<Item = &str> {
+        let pairs = self.entries.iter().zip(self.entries.iter().skip(1));
+        pairs.filter(|(one, next)| one.by_name(next, &self.text).is_eq()).map(|(one, _)| self.param(one).name)
     }
 
     /// The value at a place that [`Params::find`] gave.
     pub fn value(&self, place: Place) -> &str {
-        self.param(&self.entries[place.0]).value
+        self.entries[place.0].value(&self.text)
     }
 
     fn param(&self, entry: &Entry) -> Param<'_> {
-        Param { name: name_of(&self.text, entry), value: &self.text[entry.name_end as usize..entry.value_end as usize] }
+        Param { name: &self.text[entry.start as usize..entry.name_end as usize], value: entry.value(&self.text) }
     }
 }
 
@@ -242,10 +302,6 @@ impl fmt::Debug for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Params({})", self.entries.len())
     }
-}
-
-fn name_of<'t>(text: &'t str, entry: &Entry) -> &'t str {
-    &text[entry.start as usize..entry.name_end as usize]
 }
 
 /// The length of a text as a position in it. Queries end at 64 KiB (`http::Uri`), so this never
@@ -369,6 +425,26 @@ mod tests {
         assert_eq!(params.get("b"), Lookup::Repeated);
         assert_eq!(params.get("c"), Lookup::Absent);
         assert_eq!(params.get(""), Lookup::Absent);
+    }
+
+    #[test]
+    fn looking_for_many_finds_what_looking_for_each_does() {
+        let many = (0..40).map(|number| format!("&parameter{number:02}=x")).collect::<String>();
+        for more in ["", &many] {
+            let query = format!("b=1&%61=2&b=3&parameters=4&parameter=5&c=&parameters=6{more}");
+            let params = Params::parse(query.as_bytes(), 64).expect("parses");
+            let names = ["c", "parameters", "a", "", "parameter", "b", "parameter07", "d", "a", "paramete"];
+            let found = params.find_all(&Names::new(names));
+            assert_eq!(found, names.map(|name| params.find(name)));
+            assert_eq!([found[1], found[3], found[5]], [Found::Repeated, Found::Absent, Found::Repeated]);
+            let values = [0, 2, 4, 8].map(|position| match found[position] {
+                Found::Once(place) => params.value(place),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(values, ["", "2", "5", "2"]);
+            assert_eq!(params.repeated().collect::<Vec<_>>(), ["b", "parameters"]);
+        }
+        assert!(Params::parse(b"", 64).expect("parses").find_all(&Names::new(["a"])) == [Found::Absent]);
     }
 
     #[test]

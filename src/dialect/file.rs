@@ -14,6 +14,7 @@ use super::mac::{KeyTransform, MacAlgorithm, TagEncoding};
 use super::reply::{Member, MemberKind, ReplyContract};
 use super::time::TimeFormat;
 use super::{Action, ActionKind, Dialect, Field, Presence, Published, SignatureRule, TimeRule};
+use crate::query::Names;
 
 /// Everything wrong with a dialect file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,7 +296,11 @@ impl Compiler {
         if actions.is_empty() {
             self.problem("actions", "there must be at least one");
         }
+        let time = raw.time.as_ref().map(|time| &time.parameter);
+        let names = fields.iter().map(|field| &field.name);
+        let names = names.chain([&raw.protocol.action, &raw.signature.parameter]).chain(time);
         let dialect = Dialect {
+            names: Names::new(names.map(String::as_str)),
             name: raw.name,
             title: raw.title,
             signature: SignatureRule {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::field::Decoded;
 use super::{Action, Dialect, Presence};
-use crate::query::{Found, Lookup, Params, Place};
+use crate::query::{Found, Params, Place};
 
 /// How strictly documented requirements are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,18 +121,23 @@ impl Dialect {
         let missing = |field: &str| ContractError::Missing { field: field.to_owned() };
         let invalid = |field: &str, why| ContractError::Invalid { field: field.to_owned(), why };
 
-        let action = match params.get(&self.action_parameter) {
-            Lookup::Absent => return Err(missing(&self.action_parameter)),
-            Lookup::Once("") => return Err(invalid(&self.action_parameter, "is empty")),
-            Lookup::Once(name) => self.action_index(name).ok_or(ContractError::UnknownAction)?,
-            Lookup::Repeated => return Err(invalid(&self.action_parameter, "stands twice")),
+        let found = params.find_all(&self.names);
+        let (of_fields, found) = found.split_at(self.fields.len());
+        let (of_action, of_signature, of_time) = (found[0], found[1], found.get(2));
+        let action = match of_action {
+            Found::Absent => return Err(missing(&self.action_parameter)),
+            Found::Once(place) => match params.value(place) {
+                "" => return Err(invalid(&self.action_parameter, "is empty")),
+                name => self.action_index(name).ok_or(ContractError::UnknownAction)?,
+            },
+            Found::Repeated => return Err(invalid(&self.action_parameter, "stands twice")),
         };
         let Action { presence, dedupe, .. } = &self.actions[action];
 
         let mut fields = Vec::with_capacity(self.fields.len());
         let mut lacking = Vec::new();
-        for (index, field) in self.fields.iter().enumerate() {
-            let place = match params.find(&field.name) {
+        for (index, (field, found)) in self.fields.iter().zip(of_fields).enumerate() {
+            let place = match *found {
                 Found::Absent => {
                     match presence[index] {
                         Presence::Required => return Err(missing(&field.name)),
@@ -163,15 +168,12 @@ impl Dialect {
             }
             fields.push(Some((place, value)));
         }
-        let time = match (&self.time, time) {
-            (Some(rule), Some(time)) => match params.find(&rule.parameter) {
-                Found::Once(place) => Some((place, time)),
-                Found::Absent | Found::Repeated => None,
-            },
+        let time = match (of_time, time) {
+            (Some(&Found::Once(place)), Some(time)) if self.time.is_some() => Some((place, time)),
             _ => None,
         };
         // Documented parameters stand once each, so what is left over can be counted.
-        let signature = usize::from(params.find(&self.signature.parameter) != Found::Absent);
+        let signature = usize::from(of_signature != Found::Absent);
         let known = 1 + fields.iter().flatten().count() + usize::from(time.is_some()) + signature;
         let undocumented = params.len().saturating_sub(known);
         Ok(SpiRequest { params, action, fields, time, lacking, undocumented })

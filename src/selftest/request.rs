@@ -85,10 +85,11 @@ impl Material<'_> {
     pub fn request(&self, call: &Call, standing: Standing<'_>) -> Result<Request, String> {
         let fields = self.fields(call, standing);
         let time = standing.now + SignedDuration::from_secs(call.seconds);
-        let timeless;
+        let mut timeless;
         let dialect = match call.forgery {
             Some(Forgery::Timeless) => {
-                timeless = Dialect { time: None, ..self.dialect.clone() };
+                timeless = self.dialect.clone();
+                timeless.time = None;
                 &timeless
             }
             _ => self.dialect,

@@ -65,12 +65,8 @@ pub fn verify(
 
 /// A protocol field that stands twice is read differently by different readers.
 fn refuse_repeated(dialect: &Dialect, params: &Params) -> Result<(), Rejection> {
-    let mut before = None;
-    for param in params.sorted() {
-        if before == Some(param.name) && dialect.is_protocol_parameter(param.name) {
-            return Err(Rejection::MalformedRequest(Malformed::RepeatedParameter));
-        }
-        before = Some(param.name);
+    if params.repeated().any(|name| dialect.is_protocol_parameter(name)) {
+        return Err(Rejection::MalformedRequest(Malformed::RepeatedParameter));
     }
     Ok(())
 }
@@ -84,8 +80,9 @@ fn presented<'r>(dialect: &Dialect, params: &'r Params, headers: &'r HeaderMap) 
         Lookup::Absent => None,
         Lookup::Repeated => return Err(two),
     };
-    let mut values = rule.header.iter().flat_map(|name| headers.get_all(name));
-    let in_header = match (values.next(), values.next()) {
+    let mut values = rule.header.as_ref().map(|name| headers.get_all(name).iter());
+    let mut next = || values.as_mut().and_then(Iterator::next);
+    let in_header = match (next(), next()) {
         (None, _) => None,
         // Bytes that are no text are no signature either.
         (Some(value), None) => Some(value.to_str().unwrap_or("")),
