@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod observe;
 pub mod panics;
 pub mod peer;
+pub mod percent;
 pub mod places;
 pub mod plain;
 pub mod platform;

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use crate::{json, percent};
+
 /// See the module.
 pub struct Outgoing {
     method: Method,
@@ -18,9 +20,35 @@ pub struct Outgoing {
     head: Vec<u8>,
     /// Where in it the value of Host stands.
     host: Range<usize>,
-    /// Headers of a trace, which may still be changed.
-    traced: HeaderMap,
+    /// Headers of a trace, which may still be changed. Most requests are in none.
+    traced: Option<Box<HeaderMap>>,
     body: Bytes,
+}
+
+/// A header that is the same each time, and how it is written.
+pub struct Fixed {
+    name: HeaderName,
+    value: HeaderValue,
+    line: Vec<u8>,
+}
+
+impl Fixed {
+    /// Prepares a header.
+    pub fn new(name: HeaderName, value: HeaderValue) -> Self {
+        let mut line = Vec::new();
+        put_line(&mut line, &name, value.as_bytes());
+        Self { name, value, line }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// Its value.
+    pub fn value(&self) -> &HeaderValue {
+        &self.value
+    }
 }
 
 /// A request that is complete.
@@ -30,8 +58,8 @@ pub(super) struct Written {
 }
 
 impl Outgoing {
-    /// Room for the request line and headers of a usual request.
-    const ROOM: usize = 1536;
+    /// Room for a usual request. What is larger costs the allocator several times as much.
+    const ROOM: usize = 1024;
 
     /// A request for `target`, which must be one: a path with or without a query, as `http::Uri`
     /// holds it.
@@ -43,7 +71,7 @@ impl Outgoing {
         head.extend_from_slice(b" HTTP/1.1\r\n");
         put_line(&mut head, &HOST, host.as_bytes());
         let end = head.len() - LINE_END.len();
-        Self { method, head, host: end - host.len()..end, traced: HeaderMap::new(), body: Bytes::new() }
+        Self { method, head, host: end - host.len()..end, traced: None, body: Bytes::new() }
     }
 
     /// Its method.
@@ -56,18 +84,29 @@ impl Outgoing {
         put_line(&mut self.head, name, value.as_bytes());
     }
 
+    /// Adds a header that is the same each time.
+    pub fn fixed(&mut self, header: &Fixed) {
+        self.head.extend_from_slice(&header.line);
+    }
+
+    /// Adds a header with this text, percent-encoded where its decoders need it.
+    pub fn encoded(&mut self, name: &HeaderName, text: &str) {
+        put_name(&mut self.head, name);
+        percent::encode(text, &percent::IN_HEADERS, |bytes| self.head.extend_from_slice(bytes));
+        self.head.extend_from_slice(LINE_END);
+    }
+
     /// Adds a header with this text; nothing if it has other characters than visible ASCII and
     /// spaces.
     pub fn text(&mut self, name: &HeaderName, value: &str) {
-        // Every byte is looked at, which goes faster than to stop at the first.
-        if value.bytes().fold(true, |all, byte| all & (b' '..0x7f).contains(&byte)) {
+        if json::is_plain_ascii(value) {
             put_line(&mut self.head, name, value.as_bytes());
         }
     }
 
     /// The headers of a trace.
     pub fn traced_mut(&mut self) -> &mut HeaderMap {
-        &mut self.traced
+        self.traced.get_or_insert_default()
     }
 
     /// Sets the body.
@@ -78,7 +117,7 @@ impl Outgoing {
     /// Nothing more is added.
     pub(super) fn write(self) -> Written {
         let Self { method, head: mut bytes, host, traced, body } = self;
-        for (name, value) in &traced {
+        for (name, value) in traced.iter().flat_map(|headers| headers.iter()) {
             put_line(&mut bytes, name, value.as_bytes());
         }
         // A method that has a body has a length, even of none: some servers ask for it (411).
@@ -108,12 +147,14 @@ impl Written {
 const LINE_END: &[u8] = b"\r\n";
 
 fn put_line(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    let name = name.as_str().as_bytes();
-    out.reserve(name.len() + value.len() + 4);
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
+    put_name(out, name);
     out.extend_from_slice(value);
     out.extend_from_slice(LINE_END);
+}
+
+fn put_name(out: &mut Vec<u8>, name: &HeaderName) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
 }
 
 #[cfg(test)]
@@ -135,11 +176,13 @@ mod tests {
         request.header(&ACCEPT, &value("1"));
         request.header(&ACCEPT, &value("2"));
         request.text(&ACCEPT, "3 ~");
+        request.fixed(&Fixed::new(ACCEPT, value("4")));
+        request.encoded(&ACCEPT, "5 套");
         request.traced_mut().insert("traceparent", value("00-1"));
         request.set_body("{}");
         let mut written = request.write();
-        let rest = "user-agent: x\r\naccept: 1\r\naccept: 2\r\naccept: 3 ~\r\ntraceparent: 00-1\r\n\
-                    content-length: 2\r\n\r\n{}";
+        let rest = "user-agent: x\r\naccept: 1\r\naccept: 2\r\naccept: 3 ~\r\naccept: 4\r\n\
+                    accept: 5%20%E5%A5%97\r\ntraceparent: 00-1\r\ncontent-length: 2\r\n\r\n{}";
         assert_eq!(text(&written), format!("POST /spi/renew?a=b HTTP/1.1\r\nhost: a.example\r\n{rest}"));
         for host in ["[::1]:8080", "b", "a.example"] {
             written.rename(&value(host));
@@ -163,6 +206,11 @@ mod tests {
             let mut request = Outgoing::new(Method::GET, &"/".parse().unwrap(), &HeaderValue::from_static("h"));
             request.text(&ACCEPT, bad);
             assert_eq!(text(&request.write()), "GET / HTTP/1.1\r\nhost: h\r\n\r\n", "{bad:?}");
+            let mut request = Outgoing::new(Method::GET, &"/".parse().unwrap(), &HeaderValue::from_static("h"));
+            request.encoded(&ACCEPT, bad);
+            let written = request.write();
+            let value = text(&written).strip_prefix("GET / HTTP/1.1\r\nhost: h\r\naccept: ").unwrap();
+            assert!(value.strip_suffix("\r\n\r\n").unwrap().bytes().all(|byte| byte.is_ascii_graphic()), "{bad:?}");
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::percent;
 use crate::query::Params;
 
 /// Takes the canonical string piece by piece, so that it can be hashed without being built.
@@ -82,14 +83,14 @@ impl CanonicalForm {
             }
             match self.encoding {
                 Encoding::Rfc3986 => {
-                    out.encoded(param.name, b"%20");
+                    out.encoded(param.name);
                     out.byte(b'=');
-                    out.encoded(param.value, b"%20");
+                    out.encoded(param.value);
                 }
                 Encoding::Form => {
-                    out.encoded(param.name, b"+");
+                    out.form(param.name);
                     out.byte(b'=');
-                    out.encoded(param.value, b"+");
+                    out.form(param.value);
                 }
                 Encoding::Plain => {
                     if param.name.contains(['=', '&']) || param.value.contains('&') {
@@ -146,35 +147,19 @@ impl<S: Sink> Chunks<'_, S> {
         }
     }
 
-    fn encoded(&mut self, text: &str, space: &[u8]) {
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            let plain = rest.iter().position(|&byte| !IS_UNRESERVED[usize::from(byte)]).unwrap_or(rest.len());
-            self.bytes(&rest[..plain]);
-            let Some(&byte) = rest.get(plain) else { break };
-            if byte == b' ' {
-                self.bytes(space);
-            } else {
-                self.bytes(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    fn encoded(&mut self, text: &str) {
+        percent::encode(text, &percent::UNRESERVED, |bytes| self.bytes(bytes));
+    }
+
+    fn form(&mut self, text: &str) {
+        for (index, word) in text.split(' ').enumerate() {
+            if index > 0 {
+                self.byte(b'+');
             }
-            rest = &rest[plain + 1..];
+            self.encoded(word);
         }
     }
 }
-
-const HEX: &[u8; 16] = b"0123456789ABCDEF";
-
-/// The unreserved characters of RFC 3986, section 2.3, by their byte.
-static IS_UNRESERVED: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        let char = byte as u8;
-        table[byte] = char.is_ascii_alphanumeric() || matches!(char, b'-' | b'_' | b'.' | b'~');
-        byte += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {

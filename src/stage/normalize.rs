@@ -1,16 +1,15 @@
 //! Eighth stop: the request as the backend wants it. Built anew, never edited: what a client
 //! sent reaches the backend only where this file puts it.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
-use crate::backend::outgoing::Outgoing;
+use crate::backend::outgoing::{Fixed, Outgoing};
 use crate::config::{BackendConfig, PathPart, Route, Send};
 use crate::dialect::Dialect;
 use crate::dialect::request::{Documented, SpiRequest, Value};
@@ -18,6 +17,7 @@ use crate::dialect::time::{TimeFormat, iso8601};
 use crate::json;
 use crate::peer::X_REQUEST_ID;
 use crate::peer::client::X_FORWARDED_FOR;
+use crate::percent;
 use crate::stage::contract::Checked;
 use crate::stage::receive::Received;
 
@@ -34,22 +34,6 @@ pub struct Attempt<'a> {
 /// Everything but the unreserved characters of RFC 3986.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// What a header value cannot carry through every language's decoder: controls, non-ASCII
-/// (always encoded), the space, `%` itself, `+` (which some decoders take for a space), list
-/// and parameter separators, quotes.
-const HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'+').add(b',').add(b';').add(b'"').add(b'\\');
-
-/// Bytes that [`HEADER`] leaves as they are.
-static PLAIN: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0x21;
-    while byte < 0x7f {
-        table[byte] = !matches!(byte as u8, b'%' | b'+' | b',' | b';' | b'"' | b'\\');
-        byte += 1;
-    }
-    table
-};
-
 const X_SPI_APP: HeaderName = HeaderName::from_static("x-spi-app");
 const X_SPI_DIALECT: HeaderName = HeaderName::from_static("x-spi-dialect");
 const X_SPI_ACTION: HeaderName = HeaderName::from_static("x-spi-action");
@@ -63,16 +47,34 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What of a backend's request is the same each time: made once per app.
 pub struct Template {
-    app: HeaderValue,
-    dialect: HeaderValue,
-    actions: Vec<HeaderValue>,
-    keys: Vec<HeaderValue>,
-    action_param: HeaderName,
-    time_param: HeaderName,
-    fields: Vec<HeaderName>,
+    app: Fixed,
+    dialect: Fixed,
+    /// For each action: its name among our headers and among the parameters.
+    actions: Vec<[Fixed; 2]>,
+    keys: Vec<Fixed>,
+    /// No, and yes.
+    debug: [Fixed; 2],
+    first_attempt: Fixed,
+    /// What the action's name stands behind in JSON.
+    action_key: Vec<u8>,
+    time: Param,
+    fields: Vec<Param>,
     /// For each action: its target, where neither fields nor parameters are part of it. Nothing
     /// without a backend.
     targets: Vec<Option<Uri>>,
+}
+
+/// A documented parameter's name, in both forms that name it.
+struct Param {
+    header: HeaderName,
+    /// In JSON, with the colon.
+    key: Vec<u8>,
+}
+
+impl Param {
+    fn new(name: &str) -> Self {
+        Self { header: param_header(name), key: json_key(name) }
+    }
 }
 
 impl Template {
@@ -82,14 +84,19 @@ impl Template {
             let routes = backend.routes.iter();
             routes.map(|route| target_without_values(backend, route)).collect()
         };
+        let dialect = &config.dialect;
+        let action_param = param_header(&dialect.action_parameter);
+        let action = |name: &str| [X_SPI_ACTION, action_param.clone()].map(|header| fixed(header, name));
         Self {
-            app: header_value(&config.name),
-            dialect: header_value(&config.dialect.name),
-            actions: config.dialect.actions.iter().map(|action| header_value(&action.name)).collect(),
-            keys: config.keys.iter().map(|key| header_value(&key.id)).collect(),
-            action_param: param_header(&config.dialect.action_parameter),
-            time_param: param_header(config.dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
-            fields: config.dialect.fields.iter().map(|field| param_header(&field.name)).collect(),
+            app: fixed(X_SPI_APP, &config.name),
+            dialect: fixed(X_SPI_DIALECT, &dialect.name),
+            actions: dialect.actions.iter().map(|named| action(&named.name)).collect(),
+            keys: config.keys.iter().map(|key| fixed(X_SPI_KEY_ID, &key.id)).collect(),
+            debug: [false, true].map(|debug| fixed(X_SPI_DEBUG, boolean(debug))),
+            first_attempt: fixed(X_SPI_ATTEMPT, "1"),
+            action_key: json_key(&dialect.action_parameter),
+            time: Param::new(dialect.time.as_ref().map_or("", |rule| &rule.parameter)),
+            fields: dialect.fields.iter().map(|field| Param::new(&field.name)).collect(),
             targets: config.backend.as_ref().map(target).unwrap_or_default(),
         }
     }
@@ -106,7 +113,8 @@ impl Template {
             X_REQUEST_ID,
             IDEMPOTENCY_KEY,
         ];
-        OURS.iter().chain([&self.action_param, &self.time_param]).chain(&self.fields)
+        let action_param = self.actions.first().map(|[_, param]| param.name());
+        OURS.iter().chain(action_param).chain([&self.time].into_iter().chain(&self.fields).map(|param| &param.header))
     }
 }
 
@@ -122,6 +130,9 @@ fn target_without_values(backend: &BackendConfig, route: &Route) -> Option<Uri> 
 /// What headers are put into: the backend's request, or a map for an ingress that sends its own.
 trait Headers {
     fn put(&mut self, name: &HeaderName, value: &HeaderValue);
+    fn put_fixed(&mut self, header: &Fixed);
+    /// Percent-encoded where a header's decoders need it.
+    fn put_encoded(&mut self, name: &HeaderName, text: &str);
     /// Nothing if it is not visible ASCII, which it is.
     fn put_text(&mut self, name: &HeaderName, text: &str);
 }
@@ -129,6 +140,12 @@ trait Headers {
 impl Headers for Outgoing {
     fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.header(name, value);
+    }
+    fn put_fixed(&mut self, header: &Fixed) {
+        self.fixed(header);
+    }
+    fn put_encoded(&mut self, name: &HeaderName, text: &str) {
+        self.encoded(name, text);
     }
     fn put_text(&mut self, name: &HeaderName, text: &str) {
         self.text(name, text);
@@ -138,6 +155,12 @@ impl Headers for Outgoing {
 impl Headers for HeaderMap {
     fn put(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.insert(name, value.clone());
+    }
+    fn put_fixed(&mut self, header: &Fixed) {
+        self.insert(header.name(), header.value().clone());
+    }
+    fn put_encoded(&mut self, name: &HeaderName, text: &str) {
+        self.insert(name, header_value(text));
     }
     fn put_text(&mut self, name: &HeaderName, text: &str) {
         if let Ok(value) = HeaderValue::from_str(text) {
@@ -174,7 +197,7 @@ pub fn normalize(
     match backend.send {
         Send::Json => {
             outgoing.header(&CONTENT_TYPE, &HeaderValue::from_static("application/json"));
-            outgoing.set_body(json_body(&app.config.dialect, request));
+            outgoing.set_body(json_body(app, request));
         }
         Send::Headers => put_params(&mut outgoing, app, request),
         Send::Query | Send::Raw => {}
@@ -201,20 +224,20 @@ pub fn headers_of_observed(app: &App, request_id: &HeaderValue) -> HeaderMap {
 }
 
 fn put_app(headers: &mut impl Headers, app: &App, request_id: &HeaderValue) {
-    headers.put(&X_SPI_APP, &app.template.app);
-    headers.put(&X_SPI_DIALECT, &app.template.dialect);
+    headers.put_fixed(&app.template.app);
+    headers.put_fixed(&app.template.dialect);
     headers.put(&X_REQUEST_ID, request_id);
 }
 
 fn put_ours(headers: &mut impl Headers, app: &App, checked: &Checked, attempt: &Attempt<'_>) {
     let (dialect, request) = (&*app.config.dialect, checked.request());
     put_app(headers, app, attempt.request_id);
-    headers.put(&X_SPI_ACTION, &app.template.actions[request.action_index()]);
-    headers.put_text(&X_SPI_DEBUG, boolean(request.is_debug(dialect)));
-    headers.put(&X_SPI_KEY_ID, &app.template.keys[checked.key()]);
+    headers.put_fixed(&app.template.actions[request.action_index()][0]);
+    headers.put_fixed(&app.template.debug[usize::from(request.is_debug(dialect))]);
+    headers.put_fixed(&app.template.keys[checked.key()]);
     match attempt.number {
         // Nearly always.
-        1 => headers.put_text(&X_SPI_ATTEMPT, "1"),
+        1 => headers.put_fixed(&app.template.first_attempt),
         number => headers.put_text(&X_SPI_ATTEMPT, &number.to_string()),
     }
     headers.put_text(&IDEMPOTENCY_KEY, &attempt.idempotency_key);
@@ -390,22 +413,17 @@ fn put_params(headers: &mut impl Headers, app: &App, request: &SpiRequest) {
     let dialect = &*app.config.dialect;
     for (place, value) in request.values(dialect) {
         let header = match place {
-            Documented::Action => &app.template.action_param,
-            Documented::Field(field) => &app.template.fields[field],
-            Documented::Time => &app.template.time_param,
+            Documented::Action => {
+                headers.put_fixed(&app.template.actions[request.action_index()][1]);
+                continue;
+            }
+            Documented::Field(field) => &app.template.fields[field].header,
+            Documented::Time => &app.template.time.header,
         };
         match value {
             // JSON keeps its quotes and commas; all that is not ASCII is escaped in JSON's way.
             Value::Object(document) => headers.put_text(header, &json::ascii(document)),
-            // Most values need no encoding; a look at a table is cheaper than the encoder's.
-            value if as_text(&value).bytes().all(|byte| PLAIN[usize::from(byte)]) => {
-                headers.put_text(header, as_text(&value));
-            }
-            value => {
-                let mut encoded = String::with_capacity(3 * as_text(&value).len());
-                encoded.extend(utf8_percent_encode(as_text(&value), HEADER));
-                headers.put_text(header, &encoded);
-            }
+            value => headers.put_encoded(header, as_text(&value)),
         }
     }
 }
@@ -442,10 +460,15 @@ fn boolean(value: bool) -> &'static str {
 }
 
 /// The decoded parameters as a flat JSON object: documented ones first, in the dialect's order.
-fn json_body(dialect: &Dialect, request: &SpiRequest) -> Vec<u8> {
+fn json_body(app: &App, request: &SpiRequest) -> Vec<u8> {
+    let dialect = &*app.config.dialect;
     let mut object = JsonObject { out: Vec::with_capacity(512), separator: b'{' };
-    for (name, value) in request.documented(dialect) {
-        object.key(name);
+    for (place, value) in request.values(dialect) {
+        object.key(match place {
+            Documented::Action => &app.template.action_key,
+            Documented::Field(field) => &app.template.fields[field].key,
+            Documented::Time => &app.template.time.key,
+        });
         match value {
             Value::Text(text) => object.text(text),
             Value::Object(document) => object.out.extend_from_slice(document.as_bytes()),
@@ -464,7 +487,7 @@ fn json_body(dialect: &Dialect, request: &SpiRequest) -> Vec<u8> {
     // A stable sort: equal names stay in received order.
     undocumented.sort_by_key(|param| param.name);
     for values in undocumented.chunk_by(|a, b| a.name == b.name) {
-        object.key(values[0].name);
+        object.key(&json_key(values[0].name));
         if let [only] = values {
             object.text(only.value);
         } else {
@@ -481,16 +504,24 @@ fn json_body(dialect: &Dialect, request: &SpiRequest) -> Vec<u8> {
     object.out
 }
 
+/// A member's name, with the colon.
+fn json_key(name: &str) -> Vec<u8> {
+    // A text always serializes.
+    let mut key = serde_json::to_vec(name).unwrap_or_default();
+    key.push(b':');
+    key
+}
+
 struct JsonObject {
     out: Vec<u8>,
     separator: u8,
 }
 
 impl JsonObject {
-    fn key(&mut self, name: &str) {
+    /// Begins a member.
+    fn key(&mut self, key: &[u8]) {
         self.out.push(self.separator);
-        self.text(name);
-        self.out.push(b':');
+        self.out.extend_from_slice(key);
         self.separator = b',';
     }
 
@@ -500,24 +531,14 @@ impl JsonObject {
     }
 }
 
-/// A configured name as a header value. Names are checked to be visible ASCII; a dialect's own
-/// names may be anything, and are encoded.
-fn header_value(text: &str) -> HeaderValue {
-    let encoded: Cow<'_, str> = utf8_percent_encode(text, HEADER).into();
-    HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+fn fixed(header: HeaderName, text: &str) -> Fixed {
+    Fixed::new(header, header_value(text))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_plain_is_what_the_encoder_leaves() {
-        for byte in 0..128_u8 {
-            let text = char::from(byte).to_string();
-            let left = utf8_percent_encode(&text, HEADER).to_string() == text;
-            assert_eq!(PLAIN[usize::from(byte)], left, "{byte:#x}");
-        }
-        assert!(!PLAIN[128..].contains(&true));
-    }
+/// A text as a header's value, percent-encoded where its decoders need it.
+fn header_value(text: &str) -> HeaderValue {
+    let mut encoded = Vec::with_capacity(text.len());
+    percent::encode(text, &percent::IN_HEADERS, |bytes| encoded.extend_from_slice(bytes));
+    // What is encoded is visible ASCII.
+    HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static(""))
 }

@@ -149,7 +149,9 @@ pub fn backend(request: &mut Outgoing, host: Option<&HeaderValue>) -> Span {
         http.response.status_code = Empty,
         "error.type" = Empty,
     );
-    traces::hand_on(&span, request.traced_mut());
+    if !span.is_disabled() {
+        traces::hand_on(&span, request.traced_mut());
+    }
     span
 }
 
