@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Watched};
 use crate::config::{AppConfig, Limits};
+use crate::journal::key;
 use crate::metrics::{AppMetrics, Metrics};
 use crate::stage::normalize::Template;
 
@@ -21,6 +22,8 @@ pub struct App {
     pub metrics: AppMetrics,
     /// What of its backend's requests is the same each time.
     pub template: Template,
+    /// What of its deliveries' keys is the same each time.
+    pub keys: key::Begun,
 }
 
 impl App {
@@ -42,11 +45,12 @@ impl App {
             }
             (None, None) => None,
         };
-        let keys = config.keys.iter().map(|key| key.id.as_str());
-        let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, keys);
+        let key_ids = config.keys.iter().map(|key| key.id.as_str());
+        let metrics = AppMetrics::new(metrics, &config.name, &config.dialect, key_ids);
         let template = Template::new(&config);
         let name = config.name.as_str().into();
         let actions = config.dialect.actions.iter().map(|action| action.name.as_str().into()).collect();
-        Ok(Self { config, name, actions, backend, metrics, template })
+        let keys = key::Begun::new(&config.name, &config.dialect);
+        Ok(Self { config, name, actions, backend, metrics, template, keys })
     }
 }

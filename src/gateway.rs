@@ -386,7 +386,7 @@ struct Destination {
 }
 
 fn delivery_key(app: &App, checked: &Checked) -> DeliveryKey {
-    DeliveryKey::of(&app.config.name, &app.config.dialect, checked.request(), checked.signature())
+    app.keys.key(&app.config.dialect, checked.request(), checked.signature())
 }
 
 /// Longest target that `http::Uri` holds.
