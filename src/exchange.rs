@@ -102,6 +102,8 @@ pub struct Verdict {
     pub exchange: Exchange,
     /// The backend's words, or why there are none.
     pub result: Result<Answer, Rejection>,
+    /// The request's headers, which nobody needs any more: their room is there for the answer's.
+    pub headers: HeaderMap,
 }
 
 /// The backend's words, or what the companion has to say.

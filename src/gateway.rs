@@ -423,7 +423,7 @@ impl Service<Request<Arrival>> for Spi {
                 Some(failures) => failures.answer(rejection, caller.client),
                 None => rejection,
             });
-            Ok(Verdict { exchange, result })
+            Ok(Verdict { exchange, result, headers: head.headers })
         })
     }
 }

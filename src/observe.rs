@@ -62,15 +62,16 @@ impl Observer {
     }
 
     fn conclude(&self, asked: &Asked, verdict: Verdict) -> Response<Full<Bytes>> {
-        let Verdict { exchange, result } = verdict;
+        let Verdict { exchange, result, headers } = verdict;
         let request_id = asked.request_id.to_str().unwrap_or("-");
-        let mut response = match &result {
-            Ok(Words::Judged(body)) => answer::reply(body.clone()),
-            Ok(Words::AsItCame(reply)) => answer::as_it_came(reply.clone()),
-            Ok(Words::Allowed(headers)) => answer::allowed(headers.clone()),
-            Err(rejection) => answer::rejection(rejection, request_id),
+        let (mut response, rejection) = match result {
+            Ok(Words::Judged(body)) => (answer::reply(body, headers), None),
+            Ok(Words::AsItCame(reply)) => (answer::as_it_came(reply), None),
+            Ok(Words::Allowed(headers)) => (answer::allowed(headers), None),
+            Err(rejection) => (answer::rejection(&rejection, request_id), Some(rejection)),
         };
-        if exchange.companion == Some(Contract::AuthRequest) && result.is_err() {
+        let rejection = rejection.as_ref();
+        if exchange.companion == Some(Contract::AuthRequest) && rejection.is_some() {
             let denial = companion::denial(response.body());
             response.headers_mut().extend(denial);
         }
@@ -86,10 +87,10 @@ impl Observer {
         if let Some(receipt) = &exchange.receipt {
             receipt.given();
         }
-        if let Err(rejection) = &result {
+        if let Some(rejection) = rejection {
             app.rejected(&self.metrics, rejection.code());
         }
-        spans::answered(&response, &exchange, outcome, result.as_ref().err());
+        spans::answered(&response, &exchange, outcome, rejection);
         let log = self.log();
         if let Some(refusal) = &exchange.would_refuse {
             app.would_refuse(&self.metrics, refusal.code());
@@ -102,7 +103,7 @@ impl Observer {
         }
         // One that came before the log was turned on has no line.
         if let (Some(log), Some((method, target))) = (log, &asked.line)
-            && result.as_ref().err().is_none_or(Rejection::is_logged)
+            && rejection.is_none_or(Rejection::is_logged)
         {
             log.write(&Line {
                 now: clock::now(),
@@ -114,7 +115,7 @@ impl Observer {
                 exchange: &exchange,
                 outcome,
                 status: response.status().as_u16(),
-                rejection: result.as_ref().err(),
+                rejection,
                 took,
             });
         }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt as _;
 use futures_util::future::CatchUnwind;
+use http::HeaderMap;
 use pin_project_lite::pin_project;
 use prometheus::IntCounter;
 use tower::{Layer, Service};
@@ -84,7 +85,8 @@ impl<F: Future<Output = Result<Verdict, Infallible>>> Future for Caught<F> {
         };
         Poll::Ready(answer.unwrap_or_else(|| {
             this.panics.inc();
-            Ok(Verdict { exchange: Exchange::default(), result: Err(Rejection::Internal) })
+            let (exchange, headers) = (Exchange::default(), HeaderMap::new());
+            Ok(Verdict { exchange, result: Err(Rejection::Internal), headers })
         }))
     }
 }
@@ -105,10 +107,11 @@ mod tests {
         let fine = || Verdict {
             exchange: Exchange { outcome: Some(Outcome::Delivered), ..Exchange::default() },
             result: Err(Rejection::UnknownApp),
+            headers: HeaderMap::new(),
         };
         let inner = service_fn(|()| async { Ok::<_, Infallible>(fine()) });
         let verdict = ServiceBuilder::new().layer(layer.clone()).service(inner).oneshot(()).await;
-        let Ok(Verdict { exchange, result }) = verdict;
+        let Ok(Verdict { exchange, result, .. }) = verdict;
         assert!(matches!((exchange.outcome, result), (Some(Outcome::Delivered), Err(Rejection::UnknownApp))));
         assert_eq!(panics.get(), 0);
 
