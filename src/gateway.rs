@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, request};
 use http_body_util::Full;
+use prometheus::IntGauge;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Service, ServiceBuilder};
@@ -104,7 +105,7 @@ impl Gateway {
             // Its way ends here: what breaks a rule is told, and passed on all the same.
             return Box::pin(self.observe(&judged, backend, head, caller, story)).await;
         }
-        let to = Destination { app: Arc::clone(judged.app), backend: Arc::clone(backend) };
+        let to = Destination { app: judged.app, backend };
         // From here on somebody paid: claim, normalize, forward, validate, record.
         let delivery = self.deliver(&served, to, judged.checked?, caller, slot, story).await?;
         story.conclude(delivery).map(Answer::Judged)
@@ -249,19 +250,20 @@ impl Gateway {
     async fn deliver(
         &self,
         served: &Served,
-        to: Destination,
+        to: Destination<'_>,
         checked: Box<Checked>,
         caller: &Arrival,
         slot: Place,
         story: &Exchange,
     ) -> Result<Delivery, Rejection> {
-        let (app, backend) = (&to.app, &to.backend);
+        let Destination { app, backend } = to;
         let config = &app.config;
         let action = checked.request().action(&config.dialect);
         let answer_by = caller.at + backend.config.answer_within;
         if action.kind == ActionKind::Test && config.test_connection != TestConnection::Forward {
+            // On the heap: to connect takes more room than all the rest of a request.
             if config.test_connection == TestConnection::Probe
-                && let Err(unreachable) = forward::probe(backend, answer_by).await
+                && let Err(unreachable) = Box::pin(forward::probe(backend, answer_by)).await
             {
                 return Ok(unreachable);
             }
@@ -269,10 +271,9 @@ impl Gateway {
             return Ok(Delivery::answered(Outcome::Delivered, sample, None));
         }
         let key = delivery_key(app, &checked);
-        let (metrics, request_id) = (Arc::clone(&self.metrics), caller.id.clone());
         if !config.deliver_once || !key::is_delivery(action.kind) {
             let go = Go { number: 1, idempotency_key: key.idempotency_key() };
-            return Ok(attempt(to, checked, metrics, request_id, go, answer_by).await);
+            return Ok(attempt(app, backend, &checked, &self.metrics, &caller.id, go, answer_by).await);
         }
         let order = Order {
             ask: Arc::new(self.ask(served, app, &checked, key, caller, story)),
@@ -282,10 +283,13 @@ impl Gateway {
             slot,
         };
         let call_by = caller.at + backend.config.timeout;
+        // It may outlive the request.
+        let (app, backend, metrics) = (Arc::clone(app), Arc::clone(backend), Arc::clone(&self.metrics));
+        let request_id = caller.id.clone();
         let first = move |go: Go| {
             Box::pin(async move {
                 let _panics = CountPanic::new(&metrics.panics);
-                attempt(to, checked, metrics, request_id, go, call_by).await
+                attempt(&app, &backend, &checked, &metrics, &request_id, go, call_by).await
             })
         };
         self.deliveries.once(order, first, observe::unheard).await
@@ -342,30 +346,31 @@ impl Gateway {
 
 /// One attempt: normalize, forward, validate. Needs nothing of the connection it came from.
 async fn attempt(
-    Destination { app, backend }: Destination,
-    checked: Box<Checked>,
-    metrics: Arc<Metrics>,
-    request_id: HeaderValue,
+    app: &App,
+    backend: &Backend,
+    checked: &Checked,
+    metrics: &Metrics,
+    request_id: &HeaderValue,
     go: Go,
     call_by: Instant,
 ) -> Delivery {
-    let attempt = Attempt { number: go.number, request_id: &request_id, idempotency_key: go.idempotency_key };
-    let Ok(request) = normalize::normalize(&app, &backend.config, &checked, &attempt) else {
+    let attempt = Attempt { number: go.number, request_id, idempotency_key: go.idempotency_key };
+    let Ok(request) = normalize::normalize(app, &backend.config, checked, &attempt) else {
         // Paths are checked with the configuration and parts are encoded: what is left is a
         // query that decoding and encoding anew made longer than any target may be.
         return Delivery::failed(Rejection::UriTooLong { limit: MAX_TARGET });
     };
     let action = checked.request().action_index();
     let begun = Instant::now();
-    let mut delivery = match forward::forward(&backend, request, call_by).await {
+    let mut delivery = match forward::forward(backend, request, call_by).await {
         Ok(reply) => validate::validate(&app.config.dialect.actions[action].reply, reply),
         Err(delivery) => delivery,
     };
     let took = begun.elapsed();
     delivery.backend_time = Some(took);
-    app.metrics.answers.called(&metrics, Some(action), delivery.outcome, took.as_secs_f64());
+    app.metrics.answers.called(metrics, Some(action), delivery.outcome, took.as_secs_f64());
     if let Err(Rejection::BackendContract(violation)) = &delivery.answer {
-        app.metrics.answers.violated(&metrics, action, &violation.rule);
+        app.metrics.answers.violated(metrics, action, &violation.rule);
     }
     delivery
 }
@@ -376,13 +381,14 @@ struct Judged<'r> {
     received: Received<'r>,
     /// Whether it keeps every rule.
     checked: Result<Box<Checked>, Rejection>,
-    _running: InFlight,
+    _running: InFlight<&'r IntGauge>,
 }
 
 /// Where an order is delivered.
-struct Destination {
-    app: Arc<App>,
-    backend: Arc<Backend>,
+#[derive(Clone, Copy)]
+struct Destination<'r> {
+    app: &'r Arc<App>,
+    backend: &'r Arc<Backend>,
 }
 
 fn delivery_key(app: &App, checked: &Checked) -> DeliveryKey {

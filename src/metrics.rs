@@ -4,6 +4,7 @@
 //! from dialects, the rest from enums. What a request needs is looked up once per app and
 //! action ([`AppMetrics`]); the data path only adds.
 
+use std::borrow::Borrow;
 use std::sync::OnceLock;
 
 use prometheus::{
@@ -288,19 +289,19 @@ impl ActionMetrics {
 }
 
 /// Counts something as running for as long as it lives.
-pub struct InFlight(IntGauge);
+pub struct InFlight<G: Borrow<IntGauge>>(G);
 
-impl InFlight {
-    /// Begins.
-    pub fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+impl<G: Borrow<IntGauge>> InFlight<G> {
+    /// Begins, with the gauge or a reference to it.
+    pub fn new(gauge: G) -> Self {
+        gauge.borrow().inc();
+        Self(gauge)
     }
 }
 
-impl Drop for InFlight {
+impl<G: Borrow<IntGauge>> Drop for InFlight<G> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.borrow().dec();
     }
 }
 

@@ -139,7 +139,7 @@ impl Server {
         // There always is one; without it nobody would be believed.
         let Some(door) = served.doors.get(&self.name) else { return };
         let peer = door.peer(address.ip());
-        let running = InFlight::new(&self.metrics.connections);
+        let running = InFlight::new(self.metrics.connections.clone());
         let (limits, tls, metrics) = (served.limits, self.tls.clone(), Arc::clone(&self.metrics));
         let introductions = door.proxy_protocol.then(|| Arc::clone(&self.introductions));
         let (stack, mut phase) = (stack.clone(), phase.clone());
