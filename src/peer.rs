@@ -137,16 +137,21 @@ impl<S: Service<Request<Arrival>>> Service<Request<Arrival>> for Trust<S> {
 /// A new request id: sixteen random digits for the process, sixteen counted ones for the request.
 /// Unique without asking the kernel for each.
 fn request_id() -> HeaderValue {
-    static PROCESS: LazyLock<u64> =
-        LazyLock::new(|| getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())));
+    static PROCESS: LazyLock<[u8; 16]> =
+        LazyLock::new(|| digits(getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut text = [0_u8; 32];
-    for (index, digit) in text.iter_mut().enumerate() {
-        let (half, position) = if index < 16 { (*PROCESS, index) } else { (number, index - 16) };
-        let nibble = (half >> (60 - 4 * position)) & 15;
-        *digit = b"0123456789abcdef"[usize::try_from(nibble).unwrap_or(0)];
-    }
+    text[..16].copy_from_slice(&*PROCESS);
+    text[16..].copy_from_slice(&digits(COUNT.fetch_add(1, Ordering::Relaxed)));
     // Digits are a header's value.
     HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// A number in sixteen hexadecimal digits.
+fn digits(number: u64) -> [u8; 16] {
+    let mut digits = [0; 16];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair.copy_from_slice(&[byte >> 4, byte & 15].map(|half| b"0123456789abcdef"[usize::from(half)]));
+    }
+    digits
 }

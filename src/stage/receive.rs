@@ -4,7 +4,7 @@
 //! this stage is one well-framed request.
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{Method, Version, request};
+use http::{HeaderMap, HeaderValue, Method, Version, request};
 
 use crate::config::Limits;
 use crate::rejection::{Malformed, Rejection};
@@ -45,8 +45,9 @@ impl<'r> Received<'r> {
 /// `malformed_request`, `method_not_allowed`, `body_not_allowed`, `headers_too_large`,
 /// `uri_too_long`.
 pub fn receive<'r>(parts: &'r request::Parts, has_body: bool, limits: &Limits) -> Result<Received<'r>, Rejection> {
+    let seen = Seen::of(&parts.headers);
     // The host first: whatever is wrong besides, a request without one is not for us.
-    let host = host(parts)?;
+    let host = host(parts, &seen)?;
     if parts.method != Method::GET {
         return Err(Rejection::MethodNotAllowed);
     }
@@ -55,12 +56,10 @@ pub fn receive<'r>(parts: &'r request::Parts, has_body: bool, limits: &Limits) -
     if !parts.uri.path().starts_with('/') || !parts.uri.path().is_ascii() {
         return Err(Rejection::MalformedRequest(Malformed::Target));
     }
-    let empty = parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0");
-    if has_body || !empty || parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.contains_key(UPGRADE) {
+    if has_body || seen.promises_body {
         return Err(Rejection::BodyNotAllowed);
     }
-    let head_bytes: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if parts.headers.len() > MAX_HEADERS || head_bytes > MAX_HEADER_BYTES {
+    if parts.headers.len() > MAX_HEADERS || seen.bytes > MAX_HEADER_BYTES {
         return Err(Rejection::HeadersTooLarge);
     }
     let query = parts.uri.query().unwrap_or("");
@@ -70,13 +69,41 @@ pub fn receive<'r>(parts: &'r request::Parts, has_body: bool, limits: &Limits) -
     Ok(Received { path: parts.uri.path(), query, host })
 }
 
+/// What one look at all headers finds: requests have few, so it is cheaper than to look each up.
+#[derive(Default)]
+struct Seen<'r> {
+    host: Option<&'r HeaderValue>,
+    /// Of the lines of Host.
+    hosts: usize,
+    /// Whether a header says that something follows the head.
+    promises_body: bool,
+    bytes: usize,
+}
+
+impl<'r> Seen<'r> {
+    fn of(headers: &'r HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in headers {
+            seen.bytes += name.as_str().len() + value.len() + 4;
+            if *name == HOST {
+                seen.host = Some(value);
+                seen.hosts += 1;
+            } else if *name == CONTENT_LENGTH {
+                seen.promises_body |= value.as_bytes() != b"0";
+            } else if *name == TRANSFER_ENCODING || *name == UPGRADE {
+                seen.promises_body = true;
+            }
+        }
+        seen
+    }
+}
+
 /// The host that the request is for: exactly one, well-formed, and the same in the target where
 /// that has one. HTTP/2 carries it in the target and needs no Host.
-fn host(parts: &request::Parts) -> Result<&str, Rejection> {
+fn host<'r>(parts: &'r request::Parts, seen: &Seen<'r>) -> Result<&'r str, Rejection> {
     let malformed = |what| Rejection::MalformedRequest(what);
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let header = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => Some(host.to_str().map_err(|_| malformed(Malformed::Host))?),
+    let header = match (seen.host, seen.hosts) {
+        (Some(host), 1) => Some(host.to_str().map_err(|_| malformed(Malformed::Host))?),
         (None, _) if parts.version >= Version::HTTP_2 => None,
         _ => return Err(malformed(Malformed::Host)),
     };
@@ -96,7 +123,7 @@ fn host_name(text: &str) -> Option<&str> {
             address.parse::<std::net::Ipv6Addr>().ok()?;
             (&text[..address.len() + 2], port)
         }
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
+        None => text.split_at(memchr::memchr(b':', text.as_bytes()).unwrap_or(text.len())),
     };
     let port_is_fine = port.is_empty()
         || port
