@@ -58,25 +58,25 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(7_400))]
+#[library_benchmark(config = at_most(6_800))]
 #[bench::published(query())]
 fn parse(query: String) -> Result<Params, QueryError> {
     black_box(Params::parse(black_box(query.as_bytes()), 64))
 }
 
-#[library_benchmark(config = at_most(26_800))]
+#[library_benchmark(config = at_most(26_400))]
 #[bench::published(signed())]
 fn canonicalize_and_verify((dialect, key, tag, params): (&'static Dialect, SigningKey, Tag, Params)) -> bool {
     black_box(dialect.verify(black_box(&key), &tag, "GET", black_box(&params))).unwrap()
 }
 
-#[library_benchmark(config = at_most(9_200))]
+#[library_benchmark(config = at_most(7_700))]
 #[bench::published(request())]
 fn request_contract((dialect, params): (&'static Dialect, Params)) -> Result<SpiRequest, ContractError> {
     black_box(dialect.check_request(black_box(params), None, Strictness::Lenient))
 }
 
-#[library_benchmark(config = at_most(7_000))]
+#[library_benchmark(config = at_most(5_000))]
 #[bench::sample(reply())]
 fn reply_contract((contract, body): (&'static ReplyContract, String)) -> Result<Judgement, Violation> {
     black_box(contract.judge(black_box(body.as_bytes())))
