@@ -321,6 +321,7 @@ impl Gateway {
             app: Arc::clone(&app.name),
             action: Arc::clone(&app.actions[request.action_index()]),
             debug: request.is_debug(dialect),
+            // As the story has learned it, whole: both hold the same text.
             order_id: story.order_id.clone(),
             instance_id: text(dialect.instance),
             user_id: text(dialect.user),
