@@ -298,6 +298,8 @@ class Run:
 
     def __init__(self, binary, directory):
         self.binary, self.directory = binary, directory
+        # Answers that came after `answer_within`, so far.
+        self.late = 0
         self.spi, self.admin, self.prometheus = free_port(), free_port(), free_port()
         (directory / "key").write_text("a-key-of-the-platform")
         (directory / "other-key").write_text("a-key-of-nobody")
@@ -359,12 +361,22 @@ class Run:
             while plain.recv(1024):
                 pass
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            got = set(pool.map(lambda number: self.order("crm", f"slow-{turn}{number}", None), range(8)))
-        if not {"backend_timeout", "overloaded"} <= got:
+            got = list(pool.map(lambda number: self.order("crm", f"slow-{turn}{number}", None), range(8)))
+        if not {"backend_timeout", "overloaded"} <= set(got):
             sys.exit(f"error: eight slow orders at once, of which three have room, came to {got}")
+        # A slow order has its place until its late answer is recorded; what follows needs the room.
+        self.late += got.count("backend_timeout")
+        wait_for(f"{self.late} late answers", lambda: self.counted("spigate_deliveries_total", "late") == self.late)
+
+    def metrics(self):
+        return get(f"http://127.0.0.1:{self.admin}/metrics")[1]
 
     def metric(self, line):
-        return line in get(f"http://127.0.0.1:{self.admin}/metrics")[1].split("\n")
+        return line in self.metrics().split("\n")
+
+    def counted(self, name, outcome):
+        """Of all apps and actions."""
+        return sum(int(count) for count in re.findall(rf'^{name}\{{.*outcome="{outcome}".*\}} (\d+)$', self.metrics(), re.M))
 
     def query(self, query):
         status, body = get(f"http://127.0.0.1:{self.prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": query}))
@@ -520,7 +532,7 @@ def live(binary):
         config.write_text(run.config)
         wait_for("the first turn", lambda: run.query('spigate_rejections_total{code="overloaded"}'))
         run.orders("b")
-        overloaded = re.search(r'\nspigate_rejections_total\{.*code="overloaded"\} (\d+)', get(f"http://127.0.0.1:{run.admin}/metrics")[1])[1]
+        overloaded = re.search(r'\nspigate_rejections_total\{.*code="overloaded"\} (\d+)', run.metrics())[1]
         wait_for("the second turn", lambda: any(s["value"][1] == overloaded for s in run.query('spigate_rejections_total{code="overloaded",job="spigate"}')))
         # Until it is mended; what follows needs the file.
         config.write_text("nonsense = 1\n" + run.config)
