@@ -109,6 +109,11 @@ impl Maker {
         self.rows.clone()
     }
 
+    /// The latest row that was given away.
+    pub(super) fn latest(&self) -> i64 {
+        self.next.get() - 1
+    }
+
     /// Changes what is remembered of a key, until the transaction is undone. Says what was.
     fn change(&self, key: DeliveryKey, row: Option<i64>) -> Option<i64> {
         let before = self.rows.set(key, row);
@@ -204,7 +209,7 @@ fn move_some(session: &Session<'_>, maker: &Maker, many: usize, pause: Duration,
     let moving = place.get_or_insert_with(|| {
         let mut keys = maker.rows.lock().iter().map(|(key, row)| (*key, *row)).collect::<Vec<_>>();
         keys.sort_unstable_by(|one, other| one.0.as_bytes().cmp(other.0.as_bytes()));
-        Moving { keys, done: 0, through: maker.next.get() - 1 }
+        Moving { keys, done: 0, through: maker.latest() }
     });
     let begun = Instant::now();
     let mut done = moving.done;

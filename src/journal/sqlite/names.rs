@@ -8,7 +8,7 @@
 
 use rusqlite::Connection;
 
-use super::session::in_transaction;
+use super::session::{Session, in_transaction};
 
 /// So many are put into the table together, in its order.
 const TOGETHER: i64 = 512;
@@ -76,17 +76,30 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Puts some of the latest into the table if there are many. If that fails, nothing is lost, and the next
-/// time is after the next batch.
-pub(super) fn index_some(connection: &Connection) -> rusqlite::Result<()> {
-    index(connection, MANY, TOGETHER).map(drop)
+/// Puts some of the latest, of which the last has the row `latest`, into the table if there are many. If
+/// that fails, nothing is lost, and the next time is after the next batch.
+///
+/// Whoever was answered just now may wait for this thread's core, so the file is asked only when there may
+/// be many.
+pub(super) fn index_some(session: &Session<'_>, latest: i64) -> rusqlite::Result<()> {
+    if latest < session.names_due.get() {
+        return Ok(());
+    }
+    index(session, MANY, TOGETHER)?;
+    let (through, last) = ends(session)?;
+    session.names_due.set(latest + (MANY - (last - through)).max(0));
+    Ok(())
+}
+
+/// Up to which row the table has the names, and the last row.
+fn ends(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let sql = "SELECT through, coalesce((SELECT max(id) FROM deliveries), 0) FROM named";
+    connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// Puts the next `together` into the table if there are `many` or more. Says whether there were.
 pub(super) fn index(connection: &Connection, many: i64, together: i64) -> rusqlite::Result<bool> {
-    let sql = "SELECT through, coalesce((SELECT max(id) FROM deliveries), 0) FROM named";
-    let ends = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let (through, last): (i64, i64) = connection.prepare_cached(sql)?.query_row([], ends)?;
+    let (through, last) = ends(connection)?;
     if last - through < many {
         return Ok(false);
     }
@@ -116,7 +129,6 @@ pub(super) mod tests {
     use crate::journal::entry::Ask;
     use crate::journal::key::DeliveryKey;
     use crate::journal::sqlite::keys::{Latest, Maker};
-    use crate::journal::sqlite::session::Session;
     use crate::journal::sqlite::{browse, schema, tables};
     use crate::journal::store::{Filter, Retention};
 
@@ -161,12 +173,13 @@ pub(super) mod tests {
     #[test]
     fn many_are_put_into_the_table_together_and_a_start_leaves_few() {
         let connection = journal();
+        let session = Session::new(&connection, Latest::Nothing);
         copies(&connection, MANY - 1);
-        index_some(&connection).unwrap();
+        index_some(&session, MANY - 1).unwrap();
         assert_eq!(number(&connection, "SELECT through FROM named"), 0);
         copies(&connection, 1);
-        index_some(&connection).unwrap();
-        index_some(&connection).unwrap();
+        index_some(&session, MANY).unwrap();
+        index_some(&session, MANY).unwrap();
         assert_eq!(number(&connection, "SELECT through FROM named"), TOGETHER);
         // An order and an app for each.
         assert_eq!(number(&connection, "SELECT count(*) FROM names"), 2 * TOGETHER);
@@ -178,6 +191,27 @@ pub(super) mod tests {
             (found(&connection, "copy-1"), found(&connection, "copy-1024"), found(&connection, "copy-99999")),
             (3, 1, 1)
         );
+    }
+
+    #[test]
+    fn the_file_is_not_asked_until_there_may_be_many() {
+        let connection = journal();
+        let session = Session::new(&connection, Latest::Nothing);
+        copies(&connection, 10);
+        index_some(&session, 10).unwrap();
+        connection.execute_batch("ALTER TABLE named RENAME TO away").unwrap();
+        index_some(&session, MANY - 1).unwrap();
+        assert!(index_some(&session, MANY).is_err());
+        connection.execute_batch("ALTER TABLE away RENAME TO named").unwrap();
+        // What failed is due still.
+        copies(&connection, MANY - 10);
+        index_some(&session, MANY).unwrap();
+        assert_eq!(number(&connection, "SELECT through FROM named"), TOGETHER);
+        copies(&connection, TOGETHER);
+        index_some(&session, MANY + TOGETHER - 1).unwrap();
+        assert_eq!(number(&connection, "SELECT through FROM named"), TOGETHER);
+        index_some(&session, MANY + TOGETHER).unwrap();
+        assert_eq!(number(&connection, "SELECT through FROM named"), 2 * TOGETHER);
     }
 
     #[test]

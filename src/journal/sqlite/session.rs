@@ -1,7 +1,7 @@
 //! A connection and what its thread keeps for it: statements that every delivery needs, which are
 //! then not looked up by their text each time, and what was written a moment ago (`recent.rs`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 
 use rusqlite::{Connection, Statement};
@@ -14,6 +14,8 @@ pub(super) struct Session<'c> {
     connection: &'c Connection,
     pub(super) latest: Latest,
     pub(super) recent: Recent,
+    /// The row from which on it is worth to look whether names can be put into their table (`names.rs`).
+    pub(super) names_due: Cell<i64>,
     pub(super) begin: Kept<'c>,
     pub(super) commit: Kept<'c>,
     pub(super) row_of: Kept<'c>,
@@ -31,6 +33,7 @@ impl<'c> Session<'c> {
             connection,
             latest,
             recent: Recent::default(),
+            names_due: Cell::default(),
             begin: Kept::default(),
             commit: Kept::default(),
             row_of: Kept::default(),

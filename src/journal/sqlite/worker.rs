@@ -179,10 +179,11 @@ fn write(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>, answers: &Answers
 /// process that makes deliveries.
 fn index(session: &Session<'_>, complaints: &Throttle) {
     // After a transaction that could not be undone, the next batch tries that first.
-    if !matches!(session.latest, Latest::All(_)) || !session.is_autocommit() {
+    let Latest::All(maker) = &session.latest else { return };
+    if !session.is_autocommit() {
         return;
     }
-    if let Err(error) = keys::index_some(session).and_then(|()| names::index_some(session))
+    if let Err(error) = keys::index_some(session).and_then(|()| names::index_some(session, maker.latest()))
         && complaints.passes()
     {
         tracing::warn!(%error, "new deliveries cannot be indexed: until they can, memory and searches grow with them");
