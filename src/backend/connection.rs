@@ -3,8 +3,9 @@
 //! It has no task of its own: whoever sends a request polls the connection, too. So a reply wakes
 //! that one task, once, and what is dropped in the middle of a request is closed.
 
+use std::future::Future as _;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::poll_fn;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::RawReply;
 use super::dial::Stream;
@@ -25,6 +27,9 @@ const LONG_READ: usize = 64 * 1024;
 /// See the module.
 pub(crate) struct Connection {
     stream: Stream,
+    /// Ends a request that takes too long. It stays with the connection: to put a timer off, as each
+    /// request does to that of the one before, costs little beside making and removing one.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// How a request on a connection failed.
@@ -38,7 +43,7 @@ pub(super) enum Failed {
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream }
+        Self { stream, alarm: None }
     }
 
     /// Whether the backend has kept it open and silent, as far as the runtime was told. Bytes that
@@ -51,8 +56,32 @@ impl Connection {
     }
 
     /// Sends a request and reads the whole reply, with a body of at most `limit` bytes. Also whether
-    /// the connection may be used again.
-    pub(super) async fn exchange(&mut self, request: &[u8], limit: usize) -> Result<(RawReply, bool), Failed> {
+    /// the connection may be used again. Nothing if the reply is not whole at `deadline`.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &[u8],
+        limit: usize,
+        deadline: Instant,
+    ) -> Option<Result<(RawReply, bool), Failed>> {
+        let mut alarm = self.alarm.take().unwrap_or_else(|| Box::pin(sleep_until(deadline)));
+        alarm.as_mut().reset(deadline);
+        let outcome = {
+            let mut exchange = pin!(self.exchange_untimed(request, limit));
+            poll_fn(|context| {
+                if let Poll::Ready(outcome) = exchange.as_mut().poll(context) {
+                    return Poll::Ready(Some(outcome));
+                }
+                // Also where the exchange has used up what a task may do at once.
+                pin!(unconstrained(alarm.as_mut())).poll(context).map(|()| None)
+            })
+            .await
+        };
+        // While the connection is idle it may wake the task of its last request, once and for nothing.
+        self.alarm = Some(alarm);
+        outcome
+    }
+
+    async fn exchange_untimed(&mut self, request: &[u8], limit: usize) -> Result<(RawReply, bool), Failed> {
         let mut bytes = BytesMut::with_capacity(READ);
         let is_whole = self.send(request, &mut bytes).await?;
         let (head, body, rest) = self.receive(bytes, limit).await.map_err(Failed::Sent)?;
@@ -210,7 +239,7 @@ mod tests {
 
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::UnixStream;
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::server::stream::Socket;
@@ -227,8 +256,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(Stream::Plain(Socket::Unix(ours)));
         let request = long_request();
-        let both = async { tokio::join!(connection.exchange(&request, 10), backend(theirs)).0 };
-        timeout(Duration::from_secs(60), both).await.expect("both wait for each other")
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let both = async { tokio::join!(connection.exchange(&request, 10, deadline), backend(theirs)).0 };
+        timeout(Duration::from_secs(60), both).await.ok().flatten().expect("both wait for each other")
     }
 
     #[tokio::test]
@@ -257,6 +287,24 @@ mod tests {
         };
         let (reply, may_go_on) = exchange(backend).await.unwrap();
         assert_eq!((reply.status.as_u16(), &*reply.body, may_go_on), (200, &b"{}"[..], false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_on_a_connection_has_its_own_deadline() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(Stream::Plain(Socket::Unix(ours)));
+        // The second reply is in time long after the first one's deadline; the third one would be before
+        // the second one's.
+        for (seconds, pause, is_in_time) in [(1, 0, true), (100, 50, true), (10, 40, false)] {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            let backend = async {
+                theirs.read_exact(&mut [0; 3]).await.unwrap();
+                sleep(Duration::from_secs(pause)).await;
+                theirs.write_all(REPLY).await.unwrap();
+            };
+            let (outcome, ()) = tokio::join!(connection.exchange(b"GET", 10, deadline), backend);
+            assert_eq!(outcome.is_some(), is_in_time, "{seconds} s");
+        }
     }
 
     #[tokio::test]

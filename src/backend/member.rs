@@ -71,12 +71,7 @@ impl Member {
         if self.renames {
             request.rename(&self.authority);
         }
-        let mut sent = false;
-        let result = match timeout_at(deadline, self.exchange(request, pass, &mut sent)).await {
-            Ok(result) => result,
-            Err(_) if sent => Err(Failure::Over(CallError::TimedOut)),
-            Err(_) => Err(Failure::Over(CallError::Unreachable("no connection in time".into()))),
-        };
+        let result = self.exchange(request, pass, deadline).await;
         self.judge(pass, &result);
         result
     }
@@ -100,31 +95,34 @@ impl Member {
         self.health.called();
     }
 
-    async fn exchange(&self, request: &Written, pass: Pass, sent: &mut bool) -> Result<RawReply, Failure> {
+    async fn exchange(&self, request: &Written, pass: Pass, deadline: Instant) -> Result<RawReply, Failure> {
         loop {
             let (mut connection, fresh) = match self.pool.check_out() {
                 Some(connection) => (connection, false),
                 None => {
                     // On the heap: it is rare, and longer than all the rest of a call.
-                    let connection = Box::pin(self.connect()).await.map_err(Failure::Unsent)?;
+                    let connected = Box::pin(timeout_at(deadline, self.connect())).await;
+                    let in_time =
+                        connected.map_err(|_| Failure::Over(CallError::Unreachable("no connection in time".into())))?;
+                    let connection = in_time.map_err(Failure::Unsent)?;
                     self.health.connected(pass);
                     (connection, true)
                 }
             };
-            *sent = true;
-            match connection.exchange(request.bytes(), self.reply_bytes).await {
-                Ok((reply, may_go_on)) => {
+            match connection.exchange(request.bytes(), self.reply_bytes, deadline).await {
+                None => return Err(Failure::Over(CallError::TimedOut)),
+                Some(Ok((reply, may_go_on))) => {
                     if may_go_on {
                         self.pool.check_in(connection);
                     }
                     return Ok(reply);
                 }
                 // Closed while it was idle, which nobody had been told of.
-                Err(Failed::Unsent(_)) if !fresh => *sent = false,
-                Err(Failed::Unsent(cause)) => {
+                Some(Err(Failed::Unsent(_))) if !fresh => {}
+                Some(Err(Failed::Unsent(cause))) => {
                     return Err(Failure::Unsent(format!("the backend closed a new connection at once: {cause}")));
                 }
-                Err(Failed::Sent(cause)) => return Err(Failure::Over(CallError::Broken(cause))),
+                Some(Err(Failed::Sent(cause))) => return Err(Failure::Over(CallError::Broken(cause))),
             }
         }
     }
