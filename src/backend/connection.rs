@@ -50,9 +50,14 @@ impl Connection {
     /// nobody asked for would be taken for the next reply.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        // Nobody waits: whoever sends the next request polls again. A task that has looked at many
-        // connections is told by the runtime to wait, which must not be taken for silence.
-        unconstrained(self.stream.read(&mut byte)).now_or_never().is_none()
+        match &mut self.stream {
+            Stream::Plain(socket) => {
+                socket.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // Nobody waits: whoever sends the next request polls again. A task that has looked at many
+            // connections is told by the runtime to wait, which must not be taken for silence.
+            Stream::Tls(stream) => unconstrained(stream.read(&mut byte)).now_or_never().is_none(),
+        }
     }
 
     /// Sends a request and reads the whole reply, with a body of at most `limit` bytes. Also whether

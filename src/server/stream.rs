@@ -35,6 +35,17 @@ impl Socket {
         }
     }
 
+    /// Reads what can be read without waiting.
+    ///
+    /// # Errors
+    /// Also that nothing can.
+    pub fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read(bytes),
+            Self::Unix(stream) => stream.try_read(bytes),
+        }
+    }
+
     /// Writes what can be written without waiting.
     ///
     /// # Errors
