@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -25,6 +28,16 @@ use crate::peer::{Arrival, Peer};
 
 /// How often a connection is looked at in a stop: nothing wakes it when it falls idle.
 const STOP_CHECK: Duration = Duration::from_millis(50);
+
+/// What there is to do for a connection besides polling it.
+enum Turn {
+    /// The process has come further on its way to the end, or its way is not known any more.
+    Phase { known: bool },
+    /// Its limits are to be looked at.
+    Time,
+    /// Nothing: it has ended.
+    Ended,
+}
 
 /// Serves one connection to its end.
 pub async fn serve<S, B>(stream: Stream, peer: Peer, pace: Pace, stack: S, mut phase: watch::Receiver<Phase>)
@@ -60,12 +73,36 @@ where
     phase.mark_changed();
     let mut stopping = false;
     loop {
-        tokio::select! {
-            // In this order: what is answered from now on says that it is the last, and what has come in
-            // time is read before the time is looked at.
-            biased;
-            changed = phase.changed(), if !stopping => {
-                let now = if changed.is_ok() { *phase.borrow_and_update() } else { Phase::Stopping };
+        let turn = {
+            let look = phase.clone();
+            let mut changed = pin!(unconstrained(phase.changed()));
+            // Both wake this task once they have been asked, whatever else wakes it meanwhile; then a look
+            // says whether it was one of them, for a fraction of what it costs to ask again.
+            let mut asked = false;
+            poll_fn(|context| {
+                // In this order: what is answered from now on says that it is the last, and what has come
+                // in time is read before the time is looked at.
+                if !stopping
+                    && (!asked || look.has_changed().unwrap_or(true))
+                    && let Poll::Ready(changed) = changed.as_mut().poll(context)
+                {
+                    return Poll::Ready(Turn::Phase { known: changed.is_ok() });
+                }
+                // An error here is the peer's: a broken connection or a head that was refused.
+                if connection.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Turn::Ended);
+                }
+                if (!asked || check.is_elapsed()) && pin!(unconstrained(check.as_mut())).poll(context).is_ready() {
+                    return Poll::Ready(Turn::Time);
+                }
+                asked = true;
+                Poll::Pending
+            })
+            .await
+        };
+        match turn {
+            Turn::Phase { known } => {
+                let now = if known { *phase.borrow_and_update() } else { Phase::Stopping };
                 if now >= Phase::Leaving {
                     pace.leave();
                 }
@@ -76,9 +113,8 @@ where
                     check.as_mut().reset(Instant::now() + STOP_CHECK);
                 }
             }
-            // An error here is the peer's: a broken connection or a head that was refused.
-            _ = connection.as_mut() => return,
-            () = check.as_mut() => match pace.next_check() {
+            Turn::Ended => return,
+            Turn::Time => match pace.next_check() {
                 Some(next) => {
                     let next = if stopping { next.min(STOP_CHECK) } else { next };
                     check.as_mut().reset(Instant::now() + next);
