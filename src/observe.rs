@@ -277,7 +277,7 @@ mod tests {
             .layer(CatchPanicLayer::new(&metrics.panics))
             .service(service_fn(|_: Request<Arrival>| async { Ok::<_, Infallible>(buggy()) }));
         for count in 1..=2 {
-            let arrival = Arrival::now(Peer::default(), &Empty::<Bytes>::new());
+            let arrival = Arrival::new(Peer::default(), &Empty::<Bytes>::new(), Instant::now());
             let request = Request::get("/spi?secret=1").body(arrival).unwrap();
             let response = service.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), 500);

@@ -76,10 +76,10 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// A request that was read just now.
-    pub fn now(peer: Peer, body: &impl Body) -> Self {
+    /// A request whose head was read at this time.
+    pub fn new(peer: Peer, body: &impl Body, at: Instant) -> Self {
         let client = Client { address: peer.address, known: false };
-        Self { peer, client, id: HeaderValue::from_static("-"), at: Instant::now(), has_body: !body.is_end_stream() }
+        Self { peer, client, id: HeaderValue::from_static("-"), at, has_body: !body.is_end_stream() }
     }
 
     /// The client's address, where a trusted proxy vouches for it.

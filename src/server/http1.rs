@@ -50,8 +50,8 @@ where
     // A connection's requests come one after the other, so one stack serves all of them.
     let stack = RefCell::new(stack);
     let service = service_fn(move |request: Request<Incoming>| {
-        pace.begun();
-        let answer = stack.borrow_mut().call(request.map(|body| Arrival::now(peer.clone(), &body)));
+        let at = pace.begun();
+        let answer = stack.borrow_mut().call(request.map(|body| Arrival::new(peer.clone(), &body, at)));
         async move {
             let mut answer = answer.await;
             pace.answered();

@@ -51,7 +51,8 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let open = Open::new(&opened);
         let is_head = request.method() == Method::HEAD;
-        let answer = stack.clone().call(request.map(|body| Arrival::now(peer.clone(), &body)));
+        let answer =
+            stack.clone().call(request.map(|body| Arrival::new(peer.clone(), &body, tokio::time::Instant::now())));
         async move {
             let mut answer = answer.await?;
             if let (true, Some(length)) = (is_head, answer.body().size_hint().exact()) {

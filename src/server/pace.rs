@@ -5,7 +5,9 @@
 //! asks now and then whether a limit has passed.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::config::Limits;
 
@@ -13,14 +15,16 @@ use crate::config::Limits;
 pub struct Pace {
     born: Instant,
     state: AtomicU8,
-    /// Milliseconds from `born`.
+    /// Of a head, of an answer that cannot be written and of idleness: nanoseconds from `born`.
     since: AtomicU64,
+    /// When bytes came in for the last time, in the same way.
+    received: AtomicU64,
     head: Duration,
     idle: Duration,
     /// Whether answers say that they are the last.
     leaving: AtomicBool,
-    /// Whether the connection ends as soon as nothing is to be done; milliseconds from `born`,
-    /// zero if not.
+    /// Whether the connection ends as soon as nothing is to be done; nanoseconds from `born`, zero if
+    /// not.
     stopping: AtomicU64,
 }
 
@@ -30,10 +34,12 @@ const FRESH: u8 = 4;
 const HEAD: u8 = 0;
 /// Working on a request: the gateway's own deadlines hold.
 const BUSY: u8 = 1;
-/// Writing an answer.
+/// Writing an answer: no time is spent in it until it is held up.
 const WRITING: u8 = 2;
 /// Between requests.
 const IDLE: u8 = 3;
+/// Waiting for the client to take the rest of an answer.
+const HELD_UP: u8 = 5;
 
 /// How long a new connection may stay silent in a stop. Its client knows it as open, and its first
 /// request is on the way.
@@ -46,6 +52,7 @@ impl Pace {
             born: Instant::now(),
             state: AtomicU8::new(FRESH),
             since: AtomicU64::new(0),
+            received: AtomicU64::new(0),
             head: limits.header_timeout,
             idle: limits.idle_timeout,
             leaving: AtomicBool::new(false),
@@ -75,36 +82,51 @@ impl Pace {
         stopping > 0
             && match self.state.load(Ordering::Relaxed) {
                 IDLE => true,
-                FRESH => self.now().saturating_sub(stopping) >= FIRST_BYTE.as_secs() * 1_000,
+                FRESH => Duration::from_nanos(self.now().saturating_sub(stopping)) >= FIRST_BYTE,
                 _ => false,
             }
     }
 
     /// Bytes came in.
     pub fn received(&self) {
+        let now = self.now();
+        self.received.store(now, Ordering::Relaxed);
         match self.state.load(Ordering::Relaxed) {
-            IDLE => self.enter(HEAD),
+            IDLE => self.enter(HEAD, now),
             // Silence before the first byte is part of the time for it.
             FRESH => self.state.store(HEAD, Ordering::Relaxed),
             _ => {}
         }
     }
 
-    /// A request is complete and worked on.
-    pub fn begun(&self) {
-        // Since when does not matter: there is no limit here.
+    /// A request is complete and worked on. Since when.
+    pub fn begun(&self) -> Instant {
+        // There is no limit here.
+        let before = self.state.load(Ordering::Relaxed);
         self.state.store(BUSY, Ordering::Relaxed);
+        match before {
+            HEAD => self.born + Duration::from_nanos(self.received.load(Ordering::Relaxed)),
+            // It came behind another one, and begins only now.
+            _ => Instant::now(),
+        }
     }
 
     /// Its answer is ready to be written.
     pub fn answered(&self) {
-        self.enter(WRITING);
+        self.state.store(WRITING, Ordering::Relaxed);
+    }
+
+    /// It cannot be written on at once.
+    pub fn held_up(&self) {
+        if self.state.load(Ordering::Relaxed) == WRITING {
+            self.enter(HELD_UP, self.now());
+        }
     }
 
     /// Everything written so far has left.
     pub fn flushed(&self) {
-        if self.state.load(Ordering::Relaxed) == WRITING {
-            self.enter(IDLE);
+        if let WRITING | HELD_UP = self.state.load(Ordering::Relaxed) {
+            self.enter(IDLE, self.now());
         }
     }
 
@@ -120,48 +142,81 @@ impl Pace {
     pub fn next_check(&self) -> Option<Duration> {
         let limit = match self.state.load(Ordering::Relaxed) {
             HEAD | FRESH => self.head,
-            BUSY => return Some(self.first_check()),
+            BUSY | WRITING => return Some(self.first_check()),
             _ => self.idle,
         };
-        let spent = self.born.elapsed().saturating_sub(Duration::from_millis(self.since.load(Ordering::Relaxed)));
+        let spent = self.born.elapsed().saturating_sub(Duration::from_nanos(self.since.load(Ordering::Relaxed)));
         limit.checked_sub(spent).filter(|left| !left.is_zero()).map(|left| left.min(self.head))
     }
 
     // All of it happens in the connection's own task; the atomics only make it shareable.
-    fn enter(&self, state: u8) {
-        self.since.store(self.now(), Ordering::Relaxed);
+    fn enter(&self, state: u8, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
         self.state.store(state, Ordering::Relaxed);
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Limits that nothing reaches.
+    pub(in crate::server) const LIMITS: Limits = Limits {
+        parameters: 1,
+        query_bytes: 1,
+        reply_bytes: 1,
+        connections: 1,
+        in_flight: 1,
+        failed_per_minute: None,
+        header_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(60),
+    };
+
+    #[test]
+    fn a_request_begins_when_it_came_or_when_the_one_before_is_answered() {
+        let pace = Pace::new(&LIMITS);
+        pace.received();
+        let came = Instant::now();
+        assert!(pace.begun() <= came);
+        pace.answered();
+        pace.flushed();
+        // It lay behind the other one: nothing has come in.
+        let answered = Instant::now();
+        assert!(pace.begun() >= answered);
+    }
+
+    #[test]
+    fn an_answer_has_a_limit_once_it_is_held_up() {
+        let pace = Pace::new(&Limits { idle_timeout: Duration::ZERO, ..LIMITS });
+        pace.received();
+        pace.begun();
+        pace.answered();
+        assert!(pace.next_check().is_some());
+        pace.held_up();
+        assert!(pace.next_check().is_none());
+    }
 
     #[test]
     fn in_a_stop_only_what_is_idle_is_over() {
-        let limits = Limits {
-            parameters: 1,
-            query_bytes: 1,
-            reply_bytes: 1,
-            connections: 1,
-            in_flight: 1,
-            failed_per_minute: None,
-            header_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(60),
-        };
-        let pace = Pace::new(&limits);
+        let pace = Pace::new(&LIMITS);
         assert!(!pace.is_over() && !pace.is_leaving());
         pace.stop();
         // A new connection's first request is on the way.
         assert!(!pace.is_over() && pace.is_leaving());
+        let begun = |pace: &Pace| {
+            pace.begun();
+        };
         for (step, is_over) in [
             (Pace::received as fn(&Pace), false),
-            (Pace::begun, false),
+            (begun, false),
+            (Pace::answered, false),
+            (Pace::held_up, false),
+            (Pace::flushed, true),
+            (begun, false),
             (Pace::answered, false),
             (Pace::flushed, true),
             (Pace::received, false),

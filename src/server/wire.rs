@@ -33,6 +33,16 @@ impl<'p, S> Wire<'p, S> {
     }
 }
 
+impl<S> Wire<'_, S> {
+    /// What came of writing; that it has to wait is noted.
+    fn note<T>(&self, outcome: Poll<T>) -> Poll<T> {
+        if outcome.is_pending() {
+            self.pace.held_up();
+        }
+        outcome
+    }
+}
+
 impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -56,15 +66,17 @@ impl<S: AsyncRead + Waiting + Unpin> AsyncRead for Wire<'_, S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(outcome)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
+        parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.note(outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -76,7 +88,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<'_, S> {
         if outcome.is_ready() {
             self.pace.flushed();
         }
-        outcome
+        self.note(outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
