@@ -418,8 +418,9 @@ impl Service<Request<Arrival>> for Spi {
 
     fn call(&mut self, request: Request<Arrival>) -> Self::Future {
         let (gateway, way) = (Arc::clone(&self.gateway), self.way);
+        // Outside, or the future would have room for the request both whole and in parts.
+        let (head, caller) = request.into_parts();
         Box::pin(async move {
-            let (head, caller) = request.into_parts();
             let mut exchange = Exchange::default();
             let result = match way {
                 Way::Deliver => gateway.exchange(&head, &caller, &mut exchange).await,

@@ -1,8 +1,7 @@
 //! Ninth stop: the call to the backend, and what its failures mean for the order.
 
-use std::future::Future;
+use std::pin::pin;
 
-use futures_util::{FutureExt as _, TryFutureExt as _};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -16,15 +15,13 @@ use crate::telemetry::spans;
 ///
 /// # Errors
 /// The delivery that ended here: *failed* where nothing was sent, else *unconfirmed*.
-// No async function: that has room for what it is given and for what it hands on.
-pub fn forward(
-    backend: &Backend,
-    mut request: Outgoing,
-    deadline: Instant,
-) -> impl Future<Output = Result<RawReply, Delivery>> + Send {
+pub async fn forward(backend: &Backend, mut request: Outgoing, deadline: Instant) -> Result<RawReply, Delivery> {
     let span = spans::backend(&mut request, backend.authority());
-    let call = backend.call(request, deadline).instrument(span.clone());
-    call.inspect(move |result| spans::called(&span, result)).map_err(delivery_of)
+    // It is large: whatever is put around it has it by its address.
+    let call = pin!(backend.call(request, deadline));
+    let result = call.instrument(span.clone()).await;
+    spans::called(&span, &result);
+    result.map_err(delivery_of)
 }
 
 /// Whether the backend accepts a connection until `deadline`, at any of its URLs.
