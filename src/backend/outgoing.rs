@@ -25,6 +25,9 @@ pub struct Outgoing {
     body: Bytes,
 }
 
+/// A header's name, and one of its values.
+pub type Line = (HeaderName, HeaderValue);
+
 /// A header that is the same each time, and how it is written.
 pub struct Fixed {
     name: HeaderName,

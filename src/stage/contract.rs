@@ -1,8 +1,7 @@
 //! Sixth stop: is it an action that this marketplace has, with the fields that it needs?
 
-use http::HeaderMap;
-
 use crate::app::App;
+use crate::backend::outgoing::Line;
 use crate::config::{PathPart, Send};
 use crate::dialect::mac::Tag;
 use crate::dialect::request::SpiRequest;
@@ -17,7 +16,7 @@ pub struct Checked {
     signature: Tag,
     key: usize,
     query: String,
-    passed_on: HeaderMap,
+    passed_on: Vec<Line>,
 }
 
 impl Checked {
@@ -42,7 +41,7 @@ impl Checked {
     }
 
     /// The incoming headers that are passed on.
-    pub fn passed_on(&self) -> &HeaderMap {
+    pub fn passed_on(&self) -> &[Line] {
         &self.passed_on
     }
 }
@@ -55,7 +54,7 @@ pub fn check(
     app: &App,
     fresh: Fresh,
     received: &Received<'_>,
-    passed_on: HeaderMap,
+    passed_on: Vec<Line>,
     metrics: &Metrics,
 ) -> Result<Checked, Rejection> {
     let dialect = &*app.config.dialect;

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
-use crate::backend::outgoing::{Fixed, Outgoing};
+use crate::backend::outgoing::{Fixed, Line, Outgoing};
 use crate::config::{BackendConfig, PathPart, Route, Send};
 use crate::dialect::Dialect;
 use crate::dialect::request::{Documented, SpiRequest, Value};
@@ -266,10 +266,8 @@ pub fn as_it_came(
     let mut outgoing = Outgoing::new(Method::GET, &target.parse()?, &backend.endpoint.authority);
     let mut headers = passed_on(incoming, app, client);
     if let Some(name) = &app.config.dialect.signature.header {
-        headers.remove(name);
-        for signature in incoming.get_all(name) {
-            headers.append(name, signature.clone());
-        }
+        headers.retain(|(kept, _)| kept != name);
+        headers.extend(incoming.get_all(name).iter().map(|signature| (name.clone(), signature.clone())));
     }
     pass_on(&mut outgoing, &headers);
     put_app(&mut outgoing, app, request_id);
@@ -278,12 +276,12 @@ pub fn as_it_came(
 
 /// Adds headers that are passed on, but none that could pose as ours, as whoever wrote a dialect
 /// may have named its signature; those of a trace stay where they can be changed.
-fn pass_on(outgoing: &mut Outgoing, headers: &HeaderMap) {
+fn pass_on(outgoing: &mut Outgoing, headers: &[Line]) {
     let is_ours = |name: &HeaderName| {
         name.as_str().starts_with("x-spi-") || [HOST, CONTENT_TYPE, X_REQUEST_ID, IDEMPOTENCY_KEY].contains(name)
     };
     for (name, value) in headers.iter().filter(|(name, _)| !is_ours(name)) {
-        if name == TRACEPARENT || name == TRACESTATE {
+        if *name == TRACEPARENT || *name == TRACESTATE {
             outgoing.traced_mut().append(name, value.clone());
         } else {
             outgoing.header(name, value);
@@ -296,31 +294,33 @@ fn pass_on(outgoing: &mut Outgoing, headers: &HeaderMap) {
 /// Hop-by-hop names that `Connection` lists are left out. `client`, an address that a trusted proxy
 /// vouches for, is the whole of `X-Forwarded-For`: of what came, nothing else is believed. `raw`
 /// backends verify themselves and need the signature's header.
-pub fn passed_on(incoming: &HeaderMap, app: &App, client: Option<IpAddr>) -> HeaderMap {
-    let mut kept = HeaderMap::new();
+pub fn passed_on(incoming: &HeaderMap, app: &App, client: Option<IpAddr>) -> Vec<Line> {
+    let is_raw = app.config.backend.as_ref().is_some_and(|backend| backend.send == Send::Raw);
+    let signature = app.config.dialect.signature.header.as_ref().filter(|_| is_raw);
+    let is_of_trace = |name: &HeaderName| *name == TRACEPARENT || *name == TRACESTATE;
+    let mut kept = Vec::new();
+    let (mut parents, mut is_traced, mut names_others) = (0, false, false);
     // All lines of a header: a proxy may have added its own behind one that a stranger sent.
-    let mut keep = |name: &HeaderName| {
-        if incoming.contains_key(name) && !names_hop_by_hop(incoming, name) {
-            for value in incoming.get_all(name) {
-                kept.append(name, value.clone());
-            }
+    for (name, value) in incoming {
+        if *name == TRACEPARENT {
+            parents += 1;
+            is_traced = parents == 1 && is_traceparent(value);
         }
-    };
-    keep(&USER_AGENT);
-    // Two of them, or a malformed one, are none (W3C Trace Context, section 3.2).
-    let mut parents = incoming.get_all(TRACEPARENT).iter();
-    if parents.next().is_some_and(is_traceparent) && parents.next().is_none() {
-        keep(&TRACEPARENT);
-        keep(&TRACESTATE);
+        if *name == USER_AGENT || is_of_trace(name) || Some(name) == signature {
+            kept.push((name.clone(), value.clone()));
+        }
+        names_others |= *name == CONNECTION;
     }
-    if app.config.backend.as_ref().is_some_and(|backend| backend.send == Send::Raw)
-        && let Some(name) = &app.config.dialect.signature.header
-    {
-        keep(name);
+    // Two of them, or a malformed one, are none (W3C Trace Context, section 3.2).
+    if !is_traced {
+        kept.retain(|(name, _)| !is_of_trace(name) || Some(name) == signature);
+    }
+    if names_others {
+        kept.retain(|(name, _)| !names_hop_by_hop(incoming, name));
     }
     // An address is visible ASCII.
     if let Some(Ok(client)) = client.map(|client| HeaderValue::try_from(client.to_string())) {
-        kept.insert(X_FORWARDED_FOR, client);
+        kept.push((X_FORWARDED_FOR, client));
     }
     kept
 }
