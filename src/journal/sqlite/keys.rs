@@ -214,8 +214,10 @@ fn move_some(session: &Session<'_>, maker: &Maker, many: usize, pause: Duration,
     let begun = Instant::now();
     let mut done = moving.done;
     in_transaction(session, || {
-        // A key that leads to a delivery which is no more must lead to the one that is.
-        let sql = "INSERT OR REPLACE INTO keys (key, delivery) VALUES (?1, ?2)";
+        // A key that leads to a delivery which is no more must lead to the one that is. One that was removed
+        // meanwhile, perhaps by another process, has none: nobody would remove its key any more.
+        let sql =
+            "INSERT OR REPLACE INTO keys (key, delivery) SELECT key, id FROM deliveries WHERE id = ?2 AND key = ?1";
         while done < moving.keys.len() && (done == moving.done || begun.elapsed() < pause) {
             let next = moving.keys[done..].iter().take(few);
             for (key, row) in next.filter(|(key, row)| maker.rows.of(key) == Some(*row)) {
@@ -450,6 +452,18 @@ mod tests {
         assert_eq!((waiting(&session), indexed()), (1, 16_384));
         assert_eq!([0, 16_383, 16_384].map(|number| claim(&session, number, 1)), [Decision::Join; 3]);
         assert_eq!(claim(&session, 16_385, 1), Decision::Forward);
+    }
+
+    #[test]
+    fn what_was_removed_before_it_was_indexed_leaves_no_key() {
+        let connection = journal();
+        let session = serving(&connection);
+        (0..3).for_each(|number| assert_eq!(claim(&session, number, 0), Decision::Forward));
+        // By another process: this one does not hear of it.
+        remove(&connection, 1);
+        index_latest(&session);
+        let keys: i64 = connection.query_row("SELECT count(*) FROM keys", [], |row| row.get(0)).unwrap();
+        assert_eq!(keys, 2);
     }
 
     /// A file that comes from elsewhere, or was saved by `.recover`.
