@@ -91,9 +91,10 @@ pub(super) fn index_some(session: &Session<'_>, latest: i64) -> rusqlite::Result
     Ok(())
 }
 
-/// Up to which row the table has the names, and the last row.
+/// Up to which row the table has the names, and the last row; that one is not before the other, also where
+/// all that the table has was removed.
 fn ends(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
-    let sql = "SELECT through, coalesce((SELECT max(id) FROM deliveries), 0) FROM named";
+    let sql = "SELECT through, max(through, coalesce((SELECT max(id) FROM deliveries), 0)) FROM named";
     connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
@@ -212,6 +213,17 @@ pub(super) mod tests {
         assert_eq!(number(&connection, "SELECT through FROM named"), TOGETHER);
         index_some(&session, MANY + TOGETHER).unwrap();
         assert_eq!(number(&connection, "SELECT through FROM named"), 2 * TOGETHER);
+    }
+
+    #[test]
+    fn what_comes_after_all_was_removed_is_put_into_the_table_as_soon() {
+        let connection = journal();
+        copies(&connection, 5 * MANY);
+        while index(&connection, 1, MANY).unwrap() {}
+        connection.execute_batch("DELETE FROM names; DELETE FROM deliveries").unwrap();
+        let session = Session::new(&connection, Latest::Nothing);
+        index_some(&session, 5 * MANY).unwrap();
+        assert!(session.names_due.get() <= 6 * MANY, "{}", session.names_due.get());
     }
 
     #[test]
