@@ -1,9 +1,9 @@
 //! Everything that can go wrong with a request, once.
 //!
 //! A rejection carries what the caller is told, what the log is told, whose fault it is and
-//! whether the platform should come again. Stages return it; `gateway.rs` puts it into the
-//! response's extensions, where the answer, the metrics and the access log read it without
-//! knowing the stage. There is no other error type on the data path and no catch-all.
+//! whether the platform should come again. Stages return it, and it goes up in the
+//! verdict on the request (`observe.rs`), from which the answer, the metrics and the access log are
+//! made without knowing the stage. There is no other error type on the data path and no catch-all.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -266,7 +266,7 @@ impl Rejection {
             Self::NotTheIngress { .. } => "this client may not ask here".into(),
             Self::OriginalMissing { what, fix } => format!("{what}: {fix}").into(),
             Self::UriTooLong { limit } => format!("the query is longer than {limit} bytes").into(),
-            Self::HeadersTooLarge => "the request has too many headers".into(),
+            Self::HeadersTooLarge => "the request has more than 80 headers, or more than 32 KiB of them".into(),
             Self::BodyNotAllowed => "a GET must not have a body".into(),
             Self::SignatureMissing { .. } => "the request carries no signature".into(),
             Self::SignatureInvalid(_) => "the signature does not verify".into(),
