@@ -53,7 +53,7 @@ use crate::clock;
 use crate::config::journal::{JournalConfig, Location};
 use crate::config::{AppConfig, Config};
 use crate::metrics::Metrics;
-use entry::{Ask, Claimant, End, Ending, Entry, Sealed};
+use entry::{Ask, Claimant, End, Ending, Entry, Sealed, State};
 use health::Health;
 use key::DeliveryKey;
 use machine::{Claimed, Finished};
@@ -519,23 +519,24 @@ pub enum Outgoing {
     Unconfirmed(entry::Reason),
 }
 
-/// A recorded confirmation that the platform has not been told of yet.
+/// An end that is recorded, and that the platform has not been told of yet.
 #[derive(Clone)]
 pub struct Receipt {
     journal: Arc<Journal>,
     key: DeliveryKey,
+    told: State,
 }
 
 impl Receipt {
-    /// For the entry at `key`.
-    pub fn new(journal: Arc<Journal>, key: DeliveryKey) -> Self {
-        Self { journal, key }
+    /// For an entry, as it is told: done, or closed.
+    pub fn new(journal: Arc<Journal>, entry: &Entry) -> Self {
+        Self { journal, key: entry.key, told: entry.state }
     }
 
-    /// The platform is being answered with success.
+    /// The platform is being answered with success, or with the operator's no.
     pub fn given(&self) {
         let begun = Instant::now();
-        let mut answered = self.journal.store.answered(self.key, clock::now());
+        let mut answered = self.journal.store.answered(self.key, self.told, clock::now());
         // On its way before the answer is: whoever has that may ask for the same once more at
         // once, and must not be taken for somebody who was never answered.
         // Not knowing costs an alarm, not an order.

@@ -104,11 +104,19 @@ pub struct Entry {
     pub confirmation: Option<Confirmation>,
     /// The sealed reply of the confirmation or, without one, of the last refusal.
     pub reply: Option<Sealed>,
-    /// When the platform was first answered with success, or with the operator's final no, or was
-    /// told by other means.
+    /// When the platform was first answered with success, or told of it by other means; while it is
+    /// closed, when it was first answered with the operator's no.
     pub answered_at: Option<Timestamp>,
     /// The operator's last decision.
     pub decision: Option<OperatorDecision>,
+}
+
+impl Entry {
+    /// Another one has taken its place as the one that lookalikes join: from now on only copies whose
+    /// keys are known find it.
+    pub fn give_way(&mut self) {
+        Arc::make_mut(&mut self.subject).lookalike = None;
+    }
 }
 
 /// What may happen next with a delivery.

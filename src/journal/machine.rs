@@ -16,6 +16,9 @@
 //!   operator: Open, Unconfirmed, Closed ──► Open (retry), Done, Closed (failed)
 //!   a late confirmation: anything but Done ──► Done
 //! ```
+//!
+//! The platform is told how it ended in `Done` and in `Closed`. Whoever leaves `Closed` has it told
+//! anew: what it was told, a final no, is not how it ends.
 
 use std::sync::Arc;
 
@@ -67,6 +70,9 @@ pub struct Change {
     /// Another key that leads to the entry from now on: that of a copy without an order number,
     /// so that its byte-identical replay is known as well.
     pub alias: Option<DeliveryKey>,
+    /// Whether the entry is no longer what the platform may have been told: it is unanswered again,
+    /// and gives way ([`Entry::give_way`]) if another unanswered one has its lookalike by now.
+    pub unanswered: bool,
 }
 
 /// What becomes of an instance's cycle.
@@ -147,8 +153,8 @@ pub fn claim(known: Option<Entry>, lapsed: bool, ask: &Ask, key: DeliveryKey, cy
                 entry: true,
                 history: Some(std::mem::replace(&mut entry.latest, next)),
                 cycle: forwarded(ask),
-                instance: None,
                 alias,
+                ..Change::default()
             };
             Step::Decided(Claimed { decision: Decision::Forward, entry: Arc::new(entry) }, change)
         }
@@ -268,6 +274,7 @@ pub fn finish(
     }
     match &end.ending {
         Ending::Confirmed { instance_id, reply } if !reused => {
+            change.unanswered = leave_closed(entry);
             entry.state = State::Done;
             entry.doubt = false;
             entry.confirmation = Some(Confirmation { at: end.now, instance_id: instance_id.clone() });
@@ -393,6 +400,7 @@ pub fn resolve(
     }
     let (what, message) = match resolution {
         Resolution::Retry => {
+            change.unanswered = leave_closed(&mut entry);
             entry.state = State::Open;
             entry.doubt = false;
             ("retry", None)
@@ -401,6 +409,7 @@ pub fn resolve(
             if taken {
                 return Err(Unresolvable::InstanceReused);
             }
+            change.unanswered = leave_closed(&mut entry);
             entry.state = State::Done;
             entry.doubt = false;
             // A confirmation that is recorded stays; just the words of a lost reply are new.
@@ -425,6 +434,16 @@ pub fn resolve(
     let (by, why) = (by.clone(), why.clone());
     entry.decision = Some(OperatorDecision { what: what.to_owned(), at: now, message, by, why });
     Ok((entry, change))
+}
+
+/// What the operator had closed goes on, or is done after all: a no that the platform was told is
+/// not how it ends. Says whether it was closed.
+fn leave_closed(entry: &mut Entry) -> bool {
+    let was_closed = entry.state == State::Closed;
+    if was_closed {
+        entry.answered_at = None;
+    }
+    was_closed
 }
 
 /// A new entry whose first attempt runs.

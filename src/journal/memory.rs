@@ -62,6 +62,15 @@ impl Tables {
         latest.find(|entry| entry.subject.lookalike == Some(lookalike) && entry.answered_at.is_none()).cloned()
     }
 
+    /// What is unanswered again leaves lookalikes to another one that is.
+    fn give_way(&self, entry: &mut Entry, change: &Change) {
+        let Some(lookalike) = entry.subject.lookalike.filter(|_| change.unanswered) else { return };
+        let mut others = self.records.values().map(|record| &record.entry).filter(|other| other.key != entry.key);
+        if others.any(|other| other.subject.lookalike == Some(lookalike) && other.answered_at.is_none()) {
+            entry.give_way();
+        }
+    }
+
     fn claim(&mut self, ask: &Ask) -> Claimed {
         let instance = instance_of(&ask.subject);
         loop {
@@ -100,7 +109,8 @@ impl Tables {
             _ => false,
         };
         let known = known.map(|record| Arc::new(record.entry.clone()));
-        let (finished, entry, change) = machine::finish(known, earlier, taken, end);
+        let (finished, mut entry, change) = machine::finish(known, earlier, taken, end);
+        self.give_way(Arc::make_mut(&mut entry), &change);
         self.write(&entry, change);
         (finished, entry)
     }
@@ -172,10 +182,11 @@ impl Deliveries for MemoryStore {
         at_once(self.tables().finish(&end))
     }
 
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
+    fn answered(&self, key: DeliveryKey, told: State, at: Timestamp) -> Answer<'static, ()> {
         let mut tables = self.tables();
         if let Some(number) = tables.numbers.get(&key).copied()
             && let Some(record) = tables.records.get_mut(&number)
+            && record.entry.state == told
         {
             record.entry.answered_at.get_or_insert(at);
         }
@@ -213,7 +224,8 @@ impl Archive for MemoryStore {
             Resolution::Done { instance_id: Some(id), .. } => tables.is_taken(&entry.subject, id),
             _ => false,
         };
-        at_once(Some(machine::resolve(entry, false, taken, &ruling, now).map(|(entry, change)| {
+        at_once(Some(machine::resolve(entry, false, taken, &ruling, now).map(|(mut entry, change)| {
+            tables.give_way(&mut entry, &change);
             tables.write(&entry, change);
             entry
         })))

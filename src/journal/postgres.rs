@@ -45,7 +45,7 @@ use self::listen::Waiting;
 use self::rows::Stored;
 use self::statement::{Statement, text};
 use self::target::Target;
-use super::entry::{Ask, End, Entry};
+use super::entry::{Ask, End, Entry, State};
 use super::key::DeliveryKey;
 use super::machine::{Claimed, Finished, Ruling};
 use super::store::{
@@ -184,12 +184,12 @@ impl Deliveries for PostgresStore {
         Answer::work(async move { finish::finish(&self.shared, &end).await })
     }
 
-    fn answered(&self, key: DeliveryKey, _: Timestamp) -> Answer<'static, ()> {
+    fn answered(&self, key: DeliveryKey, told: State, _: Timestamp) -> Answer<'static, ()> {
         let shared = Arc::clone(&self.shared);
         let mut sql = Statement::new(
             "UPDATE spigate_deliveries SET answered_at = clock_timestamp() WHERE answered_at IS NULL AND key = ",
         );
-        sql.bind(key.as_bytes().to_vec());
+        sql.bind(key.as_bytes().to_vec()).push(" AND state = ").bind(told.as_str().to_owned());
         Answer::work(async move {
             shared.database.run(sql, Instant::now() + STATEMENT).await?;
             Ok(())

@@ -18,6 +18,11 @@ use crate::plain::plain;
 /// What the platform is told of a failed delivery if nothing else is given.
 pub const MESSAGE: &str = "the order failed";
 
+/// What is added where an order without a number is no longer the one that lookalikes join.
+const GAVE_WAY: &str = " Since the platform was told that it failed, another purchase that looks like it has come and \
+                        is not answered yet: what looks like both is a copy of that one. Only byte-identical copies \
+                        of the requests that came before are copies of this one.";
+
 /// A decision with what it takes.
 #[derive(Clone)]
 pub enum Verdict {
@@ -170,7 +175,8 @@ impl Resolver<'_> {
         };
         let id = entry.key.idempotency_key();
         let unresolvable = |why| Refused::Unresolvable { id: id.clone(), why };
-        let (resolution, next) = match verdict {
+        let had_lookalike = entry.subject.lookalike.is_some();
+        let (resolution, mut next) = match verdict {
             Verdict::Retry => (Resolution::Retry, retry(&entry)),
             Verdict::Settled => {
                 let next = format!(
@@ -203,9 +209,12 @@ impl Resolver<'_> {
         let settled = matches!(resolution, Resolution::Settled);
         match self.store.resolve(entry.key, Ruling { resolution, by, why }, now).await? {
             Some(Ok(entry)) => {
+                if had_lookalike && entry.subject.lookalike.is_none() {
+                    next.push_str(GAVE_WAY);
+                }
                 if settled {
                     // Some stores keep this beside what they write of an entry.
-                    self.store.answered(entry.key, now).await?;
+                    self.store.answered(entry.key, State::Done, now).await?;
                 }
                 Ok((entry, next))
             }

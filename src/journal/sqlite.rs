@@ -32,7 +32,7 @@ use self::keys::{Latest, Maker};
 use self::schema::MigrationError;
 use self::session::Session;
 use self::worker::Worker;
-use super::entry::{Ask, End, Entry};
+use super::entry::{Ask, End, Entry, State};
 use super::key::DeliveryKey;
 use super::machine::{Claimed, Finished, Ruling};
 use super::store::{
@@ -298,8 +298,8 @@ impl Deliveries for SqliteStore {
         self.writer.ask_ahead(move |session| tables::finish(session, &end))
     }
 
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
-        self.writer.tell(move |session| tables::answered(session, &key, at));
+    fn answered(&self, key: DeliveryKey, told: State, at: Timestamp) -> Answer<'static, ()> {
+        self.writer.tell(move |session| tables::answered(session, &key, told, at));
         Answer::known(Ok(()))
     }
 

@@ -57,10 +57,12 @@ pub trait Deliveries: Send + Sync {
     /// Records the end of an attempt: [`super::machine::finish`].
     fn finish(&self, end: End) -> Answer<'_, (Finished, Arc<Entry>)>;
 
-    /// Records that the platform was told how it ended. The first time stays. Nobody waits for it to
-    /// be durable: it comes before everything that is asked afterwards and for which it matters,
-    /// and before a [`probe`](Self::probe). The answer outlives whoever asks for it.
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()>;
+    /// Records that the platform was told how it ended: `told` is the state that says so, done or
+    /// closed. In another one by now, nothing is recorded: that one it was not told of. The first
+    /// time stays. Nobody waits for it to be durable: it comes before everything that is asked
+    /// afterwards and for which it matters, and before a [`probe`](Self::probe). The answer outlives
+    /// whoever asks for it.
+    fn answered(&self, key: DeliveryKey, told: State, at: Timestamp) -> Answer<'static, ()>;
 
     /// Reads an entry. A running attempt that a claim would take for lost is read as lost
     /// ([`super::machine::lose`]); reading records nothing.

@@ -435,7 +435,7 @@ impl Deliveries {
     fn receipt(&self, entry: &Entry) -> Option<Receipt> {
         let is_final = matches!(entry.state, State::Done | State::Closed);
         let is_new = is_final && entry.answered_at.is_none();
-        is_new.then(|| Receipt::new(Arc::clone(&self.journal), entry.key))
+        is_new.then(|| Receipt::new(Arc::clone(&self.journal), entry))
     }
 
     fn count(&self, ask: &Ask, outcome: &str) {

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use spigate::journal::entry::{
     Ask, Attempt, AttemptOutcome, Ended, Ending, Entry, Lifecycle, Reason, Sealed, State, Subject,
 };
-use spigate::journal::key::Origin;
+use spigate::journal::key::{DeliveryKey, Origin};
 use spigate::journal::machine::{Decision, Finished, INSTANCE_REUSED, Resolution, Unresolvable};
 use spigate::journal::store::{Counts, Filter, Pruned, Record, Retention, Which, Wrap};
 
@@ -57,6 +57,8 @@ macro_rules! contract {
             the_operator_knows_that_it_was_done,
             the_operator_knows_that_it_failed,
             the_operator_cannot_decide_everything,
+            what_was_closed_and_is_not_any_more_is_unanswered,
+            an_answer_counts_for_what_it_told,
             the_operator_replaces_a_lost_reply,
             counts_what_waits,
             old_replies_are_removed,
@@ -68,6 +70,8 @@ macro_rules! contract {
             unused_wraps_are_removed,
             lookalikes_share_a_delivery_until_it_is_answered,
             lookalikes_share_the_instance_that_one_of_them_made,
+            lookalikes_find_what_the_operator_opens_again,
+            what_is_opened_again_leaves_lookalikes_to_a_later_purchase,
             a_renewal_begins_a_new_cycle,
             a_late_end_closes_its_own_cycle,
             an_expiry_is_replayed_for_a_while,
@@ -566,9 +570,9 @@ pub(crate) async fn the_first_answer_is_noted<B: Bench>(mut bench: B) {
     let call = gateway.forward(gateway.create("o-1")).await;
     let (_, entry) = gateway.finish(call.end(gateway.confirmed("i-1"))).await;
     assert_eq!(entry.answered_at, None);
-    gateway.store.answered(call.key(), after(10)).await.unwrap();
-    gateway.store.answered(call.key(), after(20)).await.unwrap();
-    gateway.store.answered(key(&["unknown"]), after(20)).await.unwrap();
+    gateway.store.answered(call.key(), State::Done, after(10)).await.unwrap();
+    gateway.store.answered(call.key(), State::Done, after(20)).await.unwrap();
+    gateway.store.answered(key(&["unknown"]), State::Done, after(20)).await.unwrap();
     // Nobody waits for it to be durable: what is written afterwards is written after it.
     gateway.store.probe().await.unwrap();
     let answered = gateway.look(call.key()).await;
@@ -743,7 +747,7 @@ async fn archive(gateway: &Gateway) -> Vec<Entry> {
     keys.push(closed.key());
     let renewed = gateway.forward(at(6, gateway.renew("o-4", "i-4"))).await;
     gateway.finish(renewed.end(gateway.carried_out())).await;
-    gateway.store.answered(renewed.key(), after(7)).await.unwrap();
+    gateway.store.answered(renewed.key(), State::Done, after(7)).await.unwrap();
     gateway.store.probe().await.unwrap();
     keys.push(renewed.key());
     let mut entries = Vec::new();
@@ -988,6 +992,71 @@ pub(crate) async fn the_operator_cannot_decide_everything<B: Bench>(mut bench: B
     assert_eq!(gateway.look(other.key()).await, unsure);
 }
 
+/// What waits for the platform, by the list and by the gauge.
+async fn unanswered(gateway: &Gateway) -> (Vec<DeliveryKey>, i64) {
+    // What was told, and nobody waited for, is written by now.
+    gateway.store.probe().await.unwrap();
+    let listed = gateway.list(Filter { which: Some(Which::Unanswered), ..Filter::default() }).await;
+    let counted = gateway.store.counts().await.unwrap().iter().map(|app| app.unanswered).sum();
+    (listed.iter().map(|record| record.entry.key).collect(), counted)
+}
+
+/// A delivery that the operator closed, and the platform was told so.
+async fn refused_for_good(gateway: &Gateway, ask: Ask) -> Call {
+    let call = gateway.forward(ask).await;
+    gateway.finish(call.end(unconfirmed())).await;
+    gateway.resolve(call.key(), Resolution::Failed { message: "no".into() }).await.unwrap();
+    gateway.store.answered(call.key(), State::Closed, after(600)).await.unwrap();
+    assert_eq!(unanswered(gateway).await, (vec![], 0));
+    assert!(gateway.look(call.key()).await.answered_at.is_some());
+    call
+}
+
+/// The platform has heard no, and not that it was done after all.
+pub(crate) async fn what_was_closed_and_is_not_any_more_is_unanswered<B: Bench>(mut bench: B) {
+    let gateway = bench.open().await;
+    for order in ["done", "retried", "late"] {
+        let call = refused_for_good(&gateway, gateway.create(order)).await;
+        let instance = format!("instance of {order}");
+        let entry = match order {
+            "done" => gateway.resolve(call.key(), gateway.done(&instance, false)).await.unwrap(),
+            "retried" => {
+                let entry = gateway.resolve(call.key(), Resolution::Retry).await.unwrap();
+                assert_eq!((entry.state, entry.answered_at), (State::Open, None));
+                assert_eq!(gateway.look(call.key()).await, entry);
+                let second = gateway.forward(gateway.create(order)).await;
+                assert_eq!((second.key(), second.entry.latest.number), (call.key(), 2));
+                gateway.finish(second.end(gateway.confirmed(&instance))).await.1
+            }
+            _ => gateway.finish(call.end(gateway.confirmed(&instance))).await.1,
+        };
+        assert_eq!((entry.state, entry.answered_at), (State::Done, None), "{order}");
+        assert_eq!(gateway.look(call.key()).await, entry, "{order}");
+        assert_eq!(unanswered(&gateway).await, (vec![call.key()], 1), "{order}");
+        gateway.store.answered(call.key(), State::Done, after(700)).await.unwrap();
+        assert_eq!(unanswered(&gateway).await, (vec![], 0), "{order}");
+    }
+}
+
+/// An answer may be noted late, when the delivery is no longer what the platform was told.
+pub(crate) async fn an_answer_counts_for_what_it_told<B: Bench>(mut bench: B) {
+    let gateway = bench.open().await;
+    let told_no = async |call: &Call| gateway.store.answered(call.key(), State::Closed, after(600)).await.unwrap();
+    let call = gateway.forward(gateway.create("o-1")).await;
+    gateway.finish(call.end(unconfirmed())).await;
+    gateway.resolve(call.key(), Resolution::Failed { message: "no".into() }).await.unwrap();
+    gateway.resolve(call.key(), Resolution::Retry).await.unwrap();
+    let second = gateway.forward(gateway.create("o-1")).await;
+    told_no(&call).await;
+    gateway.store.probe().await.unwrap();
+    assert_eq!(gateway.look(call.key()).await, second.entry);
+    gateway.finish(second.end(gateway.confirmed("i-1"))).await;
+    told_no(&call).await;
+    assert_eq!(unanswered(&gateway).await, (vec![call.key()], 1));
+    gateway.store.answered(call.key(), State::Done, after(700)).await.unwrap();
+    assert_eq!(unanswered(&gateway).await, (vec![], 0));
+}
+
 pub(crate) async fn the_operator_replaces_a_lost_reply<B: Bench>(mut bench: B) {
     let gateway = bench.open().await;
     let call = gateway.forward(gateway.create("o-1")).await;
@@ -1017,12 +1086,12 @@ pub(crate) async fn counts_what_waits<B: Bench>(mut bench: B) {
     let elsewhere = gateway.forward(about(gateway.create("o-6"), |subject| subject.app = "erp".into())).await;
     gateway.finish(elsewhere.end(gateway.confirmed("i-6"))).await;
     assert_eq!(counts().await, [app("crm", 1, 1), app("erp", 0, 1)]);
-    gateway.store.answered(entries[3].key, after(9)).await.unwrap();
+    gateway.store.answered(entries[3].key, State::Done, after(9)).await.unwrap();
     gateway.resolve(entries[2].key, gateway.done("i-3", false)).await.unwrap();
-    gateway.store.answered(elsewhere.key(), after(9)).await.unwrap();
+    gateway.store.answered(elsewhere.key(), State::Done, after(9)).await.unwrap();
     gateway.store.probe().await.unwrap();
     assert_eq!(counts().await, [app("crm", 0, 1)]);
-    gateway.store.answered(entries[2].key, after(9)).await.unwrap();
+    gateway.store.answered(entries[2].key, State::Done, after(9)).await.unwrap();
     gateway.store.probe().await.unwrap();
     assert_eq!(counts().await, []);
 }
@@ -1221,7 +1290,7 @@ pub(crate) async fn lookalikes_share_a_delivery_until_it_is_answered<B: Bench>(m
     let (_, done) = gateway.finish(second.end(gateway.carried_out())).await;
     let replayed = gateway.claim(copy("4")).await;
     assert_eq!((replayed.decision, replayed.entry), (Decision::Replay, done));
-    gateway.store.answered(first.key(), after(9)).await.unwrap();
+    gateway.store.answered(first.key(), State::Done, after(9)).await.unwrap();
 
     let genuine = gateway.forward(copy("5")).await;
     assert_ne!(genuine.key(), first.key());
@@ -1258,6 +1327,62 @@ pub(crate) async fn lookalikes_share_the_instance_that_one_of_them_made<B: Bench
     assert_eq!(gateway.finish(second.end(gateway.confirmed("i-1"))).await.0, Finished::AlreadyDone);
     let latest = gateway.record(first.key()).await.entry.latest;
     assert_eq!((latest.number, latest.ended.unwrap().outcome), (2, AttemptOutcome::Confirmed));
+}
+
+/// A purchase without a number, whose copies are recognised by what they look like.
+fn alike(gateway: &Gateway, looks: &str, copy: u8) -> Ask {
+    let signature = key(&["signature", looks, &copy.to_string()]);
+    about(Ask { base: signature, ..gateway.create("") }, |subject| {
+        subject.origin = Origin::from_slice(signature.as_bytes()).unwrap();
+        subject.order_id = None;
+        subject.lookalike = Some(lookalike(&[looks]));
+        subject.fingerprint = content(&[looks]);
+    })
+}
+
+pub(crate) async fn lookalikes_find_what_the_operator_opens_again<B: Bench>(mut bench: B) {
+    let gateway = bench.open().await;
+    let first = refused_for_good(&gateway, alike(&gateway, "a", 1)).await;
+    let entry = gateway.resolve(first.key(), Resolution::Retry).await.unwrap();
+    assert_eq!(entry.subject, first.entry.subject);
+    let second = gateway.forward(alike(&gateway, "a", 2)).await;
+    assert_eq!((second.key(), second.entry.latest.number), (first.key(), 2));
+    let done = refused_for_good(&gateway, alike(&gateway, "b", 1)).await;
+    gateway.resolve(done.key(), gateway.done("i-1", false)).await.unwrap();
+    let replayed = gateway.claim(alike(&gateway, "b", 2)).await;
+    assert_eq!((replayed.decision, replayed.entry.key), (Decision::Replay, done.key()));
+}
+
+/// Told that the first one failed, the platform has come with another. Whose the next copies are,
+/// nobody can tell but by their keys.
+pub(crate) async fn what_is_opened_again_leaves_lookalikes_to_a_later_purchase<B: Bench>(mut bench: B) {
+    let gateway = bench.open().await;
+    for way in ["retry", "done", "late"] {
+        let copy = |number: u8| alike(&gateway, way, number);
+        let call = gateway.forward(copy(1)).await;
+        let earlier = call.key();
+        gateway.finish(call.end(unconfirmed())).await;
+        gateway.resolve(earlier, Resolution::Failed { message: "no".into() }).await.unwrap();
+        gateway.store.answered(earlier, State::Closed, after(600)).await.unwrap();
+        let later = gateway.forward(copy(2)).await;
+        assert_ne!(later.key(), earlier, "{way}");
+        let entry = match way {
+            "retry" => gateway.resolve(earlier, Resolution::Retry).await.unwrap(),
+            "done" => gateway.resolve(earlier, gateway.done(way, false)).await.unwrap(),
+            _ => gateway.finish(call.end(gateway.confirmed(way))).await.1,
+        };
+        assert_eq!((entry.subject.lookalike, entry.answered_at), (None, None), "{way}");
+        assert_eq!(gateway.look(earlier).await, entry, "{way}");
+        let joined = gateway.claim(copy(3)).await;
+        assert_eq!((joined.decision, joined.entry.key), (Decision::Join, later.key()), "{way}");
+        let same = gateway.claim(copy(1)).await;
+        let decision = if way == "retry" { Decision::Forward } else { Decision::Replay };
+        assert_eq!((same.decision, same.entry.key), (decision, earlier), "{way}");
+        // And for good: it may be answered long after the later one.
+        gateway.finish(later.end(gateway.confirmed(&format!("later than {way}")))).await;
+        gateway.store.answered(later.key(), State::Done, after(700)).await.unwrap();
+        assert_ne!(gateway.forward(copy(4)).await.key(), earlier, "{way}");
+    }
 }
 
 pub(crate) async fn a_renewal_begins_a_new_cycle<B: Bench>(mut bench: B) {

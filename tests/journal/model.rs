@@ -16,7 +16,7 @@ use spigate::journal::key::{DeliveryKey, Extras, Origin};
 use spigate::journal::machine::{
     self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Step, Unresolvable,
 };
-use spigate::journal::store::Resolved;
+use spigate::journal::store::{Filter, Resolved, Which};
 
 use crate::bench::{Bench, Gateway, Memory, Sqlite};
 use crate::sample::{HOUR, START, content, key};
@@ -32,6 +32,9 @@ enum Operation {
     End { back: usize, how: How },
     /// The operator decides about the delivery of the latest attempt but `back`.
     Decide { back: usize, what: Verdict },
+    /// It is noted that the platform was told, by the latest final answer but `back`: maybe long
+    /// after, maybe not for the first time.
+    Answer { back: usize },
     /// A gateway dies, or is thought dead: its attempts may still end.
     Crash { gateway: usize },
     /// The clock jumps.
@@ -92,7 +95,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         ),
         1 => back().prop_map(|back| Operation::ClaimAgain { back }),
         9 => (back(), how).prop_map(|(back, how)| Operation::End { back, how }),
-        2 => (back(), verdict).prop_map(|(back, what)| Operation::Decide { back, what }),
+        3 => (back(), verdict).prop_map(|(back, what)| Operation::Decide { back, what }),
+        3 => back().prop_map(|back| Operation::Answer { back }),
         1 => (0..2_usize).prop_map(|gateway| Operation::Crash { gateway }),
         1 => prop_oneof![Just(3_601), Just(-3_601), -30_000..30_000_i64]
             .prop_map(|seconds| Operation::Clock { seconds }),
@@ -108,7 +112,10 @@ fn history(longest: usize) -> impl Strategy<Value = Vec<Operation>> {
                     *what = What::Create { order: 0, debug: false };
                     *other_content = false;
                 }
-                Operation::ClaimAgain { back } | Operation::End { back, .. } | Operation::Decide { back, .. } => {
+                Operation::ClaimAgain { back }
+                | Operation::End { back, .. }
+                | Operation::Decide { back, .. }
+                | Operation::Answer { back } => {
                     *back = (*back).saturating_sub(3);
                 }
                 Operation::Crash { .. } | Operation::Clock { .. } => {}
@@ -180,6 +187,9 @@ trait Journal {
     async fn finish(&mut self, end: End) -> (Finished, Entry);
     async fn look(&mut self, key: DeliveryKey) -> Option<Entry>;
     async fn resolve(&mut self, key: DeliveryKey, resolution: Resolution, now: Timestamp) -> Option<Resolved>;
+    async fn answered(&mut self, key: DeliveryKey, told: State, now: Timestamp);
+    /// What was never answered, by the list and by the gauge.
+    async fn unanswered(&mut self) -> (HashSet<DeliveryKey>, usize);
     /// The gateway dies; says whose claims are lost, and nothing if that cannot be played.
     async fn crash(&mut self, gateway: usize) -> Vec<String>;
 }
@@ -283,6 +293,21 @@ impl Journal for Bare {
         }))
     }
 
+    async fn answered(&mut self, key: DeliveryKey, told: State, now: Timestamp) {
+        if let Some((entry, _)) = self.entries.get_mut(&key)
+            && entry.state == told
+        {
+            entry.answered_at.get_or_insert(now);
+        }
+    }
+
+    async fn unanswered(&mut self) -> (HashSet<DeliveryKey>, usize) {
+        let entries = self.entries.values().map(|kept| &kept.0);
+        let unanswered = entries.filter(|entry| entry.state == State::Done && entry.answered_at.is_none());
+        let keys: HashSet<_> = unanswered.map(|entry| entry.key).collect();
+        (keys.clone(), keys.len())
+    }
+
     async fn crash(&mut self, gateway: usize) -> Vec<String> {
         let name = self.gateway(gateway);
         self.dead.insert(name.clone());
@@ -344,6 +369,21 @@ impl<B: Bench> Journal for Stored<B> {
         self.at(0).store.resolve(key, resolution.into(), now).await.unwrap()
     }
 
+    async fn answered(&mut self, key: DeliveryKey, told: State, now: Timestamp) {
+        let store = &self.at(0).store;
+        store.answered(key, told, now).await.unwrap();
+        // It is written by now, although nobody waited for that.
+        store.probe().await.unwrap();
+    }
+
+    async fn unanswered(&mut self) -> (HashSet<DeliveryKey>, usize) {
+        let filter = Filter { which: Some(Which::Unanswered), ..Filter::default() };
+        let store = &self.at(0).store;
+        let listed = store.list(filter, None, 1000).await.unwrap();
+        let counted: i64 = store.counts().await.unwrap().iter().map(|app| app.unanswered).sum();
+        (listed.iter().map(|record| record.entry.key).collect(), usize::try_from(counted).unwrap())
+    }
+
     async fn crash(&mut self, gateway: usize) -> Vec<String> {
         if !B::DURABLE {
             return Vec::new();
@@ -370,6 +410,10 @@ struct Facts {
     confirmed: Option<Confirmed>,
     /// The operator said that it failed.
     closed: bool,
+    /// The platform was told that it failed, since the operator said so.
+    heard_no: bool,
+    /// The platform was told that it is done.
+    heard_done: bool,
 }
 
 #[derive(Debug)]
@@ -441,6 +485,11 @@ impl Facts {
         }
     }
 
+    /// Whether the platform knows how it ended.
+    fn is_answered(&self) -> bool {
+        if self.confirmed.is_some() { self.heard_done } else { self.closed && self.heard_no }
+    }
+
     /// Which states an entry may be in.
     fn states(&self) -> Vec<State> {
         if self.confirmed.is_some() {
@@ -483,6 +532,8 @@ struct History<S> {
     /// Which order an instance belongs to.
     owners: HashMap<String, String>,
     calls: Vec<Call>,
+    /// What the platform was told for good, of which delivery: whether that it is done.
+    answers: Vec<(Name, bool)>,
     told: Vec<String>,
 }
 
@@ -506,6 +557,7 @@ impl<S: Journal> History<S> {
             cycles: HashMap::new(),
             owners: HashMap::new(),
             calls: Vec::new(),
+            answers: Vec::new(),
             told: Vec::new(),
         }
     }
@@ -542,6 +594,12 @@ impl<S: Journal> History<S> {
                 Some(call) => self.decide(call, what).await,
                 None => Ok(()),
             },
+            Operation::Answer { back } => {
+                if let Some((name, is_done)) = self.answers.iter().rev().nth(back).cloned() {
+                    self.answer(name, is_done).await;
+                }
+                Ok(())
+            }
             Operation::Crash { gateway } => {
                 let dead = self.journal.crash(gateway).await;
                 self.tell(format_args!("{dead:?} is dead"));
@@ -639,6 +697,9 @@ impl<S: Journal> History<S> {
             let replayed = entry.reply.as_ref().map(|reply| reply.bytes.as_slice());
             ensure!(replayed == recorded, "the reply is not the one that was recorded first");
         }
+        if let Decision::Replay | Decision::Refuse = decision {
+            self.answers.push((name.clone(), decision == Decision::Replay));
+        }
         if decision != Decision::Forward {
             return Ok(());
         }
@@ -650,6 +711,8 @@ impl<S: Journal> History<S> {
             settled: 0,
             confirmed: None,
             closed: false,
+            heard_no: false,
+            heard_done: false,
         });
         facts.attempts.push(Fate { gateway: ask.claimant.gateway.to_string(), ..Fate::default() });
         let expected = facts.attempts.len();
@@ -738,6 +801,10 @@ impl<S: Journal> History<S> {
                 self.owners.entry(instance).or_insert(order);
             }
         }
+        if facts.confirmed.is_some() {
+            // Whoever waits for this attempt is told what is recorded.
+            self.answers.push((call.name.clone(), true));
+        }
         if how == How::Refused && is_latest {
             facts.settled = attempt;
         }
@@ -777,6 +844,7 @@ impl<S: Journal> History<S> {
             match what {
                 Verdict::Retry => {
                     facts.closed = false;
+                    facts.heard_no = false;
                     facts.settled = facts.attempts.len();
                 }
                 Verdict::Done { .. } => {
@@ -798,6 +866,20 @@ impl<S: Journal> History<S> {
         Ok(())
     }
 
+    /// It is noted that the platform was told. It may have heard it before, and what it heard may no
+    /// longer be true.
+    async fn answer(&mut self, name: Name, is_done: bool) {
+        let facts = self.deliveries.get_mut(&name).unwrap();
+        if is_done {
+            facts.heard_done = true;
+        } else {
+            facts.heard_no |= facts.closed && facts.confirmed.is_none();
+        }
+        let (key, told) = (facts.key, if is_done { State::Done } else { State::Closed });
+        self.tell(format_args!("it is noted that the platform was told that {name:?} is {told}"));
+        self.journal.answered(key, told, self.now).await;
+    }
+
     /// Compares what is recorded of every delivery with what is known of it.
     async fn look_at_all(&mut self) -> Checked {
         for (name, facts) in &self.deliveries {
@@ -807,6 +889,10 @@ impl<S: Journal> History<S> {
             let attempts = usize::try_from(entry.latest.number).unwrap();
             ensure!(attempts == facts.attempts.len(), "{name:?} has another number of attempts: {facts:#?} {entry:#?}");
             ensure!(entry.cycle == name.1, "{name:?} is in cycle {}", entry.cycle);
+            ensure!(
+                entry.answered_at.is_some() == facts.is_answered(),
+                "whether {name:?} was answered is recorded wrongly: {facts:#?} {entry:#?}"
+            );
             let Some(known) = &facts.confirmed else {
                 ensure!(entry.confirmation.is_none(), "{name:?} is not confirmed: {facts:#?} {entry:#?}");
                 continue;
@@ -820,6 +906,11 @@ impl<S: Journal> History<S> {
                 "{name:?} has another instance: {facts:#?} {entry:#?}"
             );
         }
+        let waiting = self.deliveries.values().filter(|facts| facts.confirmed.is_some() && !facts.heard_done);
+        let waiting: HashSet<_> = waiting.map(|facts| facts.key).collect();
+        let (listed, counted) = self.journal.unanswered().await;
+        ensure!(listed == waiting, "what nobody was told of is {waiting:?}, and listed is {listed:?}");
+        ensure!(counted == waiting.len(), "what nobody was told of is {waiting:?}, and {counted} are counted");
         Ok(())
     }
 }

@@ -89,7 +89,7 @@ impl Shop {
         self.store.resolve(key, resolution.into(), now()).await.unwrap().unwrap().unwrap();
     }
 
-    async fn finish(&self, entry: &Entry, order: &str, ending: Ending) {
+    pub(super) async fn finish(&self, entry: &Entry, order: &str, ending: Ending) {
         let end = End {
             ask: Arc::new(self.ask(entry.key.as_bytes(), order)),
             key: entry.key,
@@ -102,7 +102,7 @@ impl Shop {
         self.store.finish(end).await.unwrap();
     }
 
-    fn ask(&self, key: &[u8], order: &str) -> Ask {
+    pub(super) fn ask(&self, key: &[u8], order: &str) -> Ask {
         let mut bytes = [0; 32];
         bytes[..key.len()].copy_from_slice(key);
         Ask {

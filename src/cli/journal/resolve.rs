@@ -103,9 +103,12 @@ impl From<Refused> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::cli::journal::fixture::{Shop, now, reply};
-    use crate::journal::entry::{Entry, State};
+    use crate::journal::entry::{Ending, Entry, Reason, State};
+    use crate::journal::key::Lookalike;
     use crate::journal::store::{Deliveries as _, Filter, Record, Store};
     use crate::journal::view::Reply;
 
@@ -178,6 +181,31 @@ mod tests {
         assert_eq!(entry.decision.unwrap().what, "settled");
         let said = shop.resolve("o-2", Verdict::Settled).await.unwrap_err();
         assert!(said.contains("is not done"), "{said}");
+    }
+
+    /// Nobody should wait for copies that will be taken for those of another purchase.
+    #[tokio::test]
+    async fn what_gives_way_to_another_purchase_says_so() {
+        let shop = Shop::new();
+        let claim = async |number: u8| {
+            let order = format!("o-{number}");
+            let mut ask = shop.ask(&[number; 32], &order);
+            Arc::make_mut(&mut ask.subject).lookalike = Lookalike::from_slice(&[7; 32]);
+            let entry = shop.store.claim(Arc::new(ask)).await.unwrap().entry;
+            assert_eq!(entry.subject.order_id.as_deref(), Some(&*order));
+            shop.finish(&entry, &order, Ending::Unconfirmed(Reason::default())).await;
+            entry.key
+        };
+        let key = claim(1).await;
+        shop.resolve("o-1", Verdict::Failed("sold out".into())).await.unwrap();
+        let next = shop.resolve("o-1", Verdict::Retry).await.unwrap();
+        assert!(!next.contains("another purchase"), "{next}");
+        shop.resolve("o-1", Verdict::Failed("sold out".into())).await.unwrap();
+        shop.store.answered(key, State::Closed, now()).await.unwrap();
+        claim(2).await;
+        let next = shop.resolve("o-1", Verdict::Retry).await.unwrap();
+        assert!(next.contains("the platform has to call again. Since the platform was told"), "{next}");
+        assert!(next.contains("another purchase that looks like it has come"), "{next}");
     }
 
     #[tokio::test]

@@ -149,6 +149,12 @@ impl Kept {
         self
     }
 
+    /// The platform was told how it stands.
+    fn told(mut self) -> Self {
+        self.entry.as_mut().unwrap().answered_at = Some(at(80));
+        self
+    }
+
     fn decided(mut self, resolution: &Resolution) -> Self {
         self.resolve(false, false, resolution).unwrap();
         self
@@ -177,9 +183,9 @@ fn situations() -> Vec<(&'static str, Kept)> {
     let second = unsure.clone().forward();
     let doubted = second.clone().ended(2, self::failed());
     let retried = unsure.clone().decided(&Resolution::Retry);
-    let done = running.clone().ended(1, confirmed("i-1"));
+    let done = running.clone().ended(1, confirmed("i-1")).told();
     let late = second.clone().ended(1, confirmed("i-1"));
-    let closed = unsure.clone().decided(&failed_for_good());
+    let closed = unsure.clone().decided(&failed_for_good()).told();
     vec![
         ("new", new),
         ("running", running),
@@ -358,10 +364,14 @@ fn holds(before: &Kept, after: &Kept, what: &str) {
     assert!(after.history.iter().all(|attempt| attempt.number < now.latest.number), "{what}: {:#?}", after.history);
     let Some(known) = &before.entry else { return };
     assert_eq!(
-        (now.key, now.cycle, now.received_at, &now.subject, now.answered_at),
-        (known.key, known.cycle, known.received_at, &known.subject, known.answered_at),
+        (now.key, now.cycle, now.received_at, &now.subject),
+        (known.key, known.cycle, known.received_at, &known.subject),
         "{what}"
     );
+    // What it was told, it was told of done and of closed.
+    let answered = known.answered_at.filter(|_| [State::Done, State::Closed].contains(&now.state));
+    let answered = answered.filter(|_| now.state == known.state);
+    assert_eq!(now.answered_at, answered, "{what}: that is not what the platform was told");
     assert!(now.latest.number == known.latest.number || now.latest.number == known.latest.number + 1, "{what}");
     assert!(after.history.len() >= before.history.len(), "{what}");
     if known.state == State::Done {
@@ -632,6 +642,34 @@ fn decisions_are_noted() {
     let entry = unsure.decided(&done("i-1", false)).entry.unwrap();
     assert_eq!(entry.confirmation, Some(Confirmation { at: at(90), instance_id: Some("i-1".into()) }));
     assert_eq!(entry.reply, Some(sealed("operator")));
+}
+
+/// What the platform was told is final only as long as it is true.
+#[test]
+fn whatever_was_closed_and_is_not_any_more_is_unanswered() {
+    let closed = Kept::default().forward().ended(1, unconfirmed()).decided(&failed_for_good());
+    for kept in [closed.clone(), closed.told()] {
+        let known = kept.entry.unwrap();
+        for (resolution, state) in [(Resolution::Retry, State::Open), (done("i-1", false), State::Done)] {
+            let (entry, change) = resolve(known.clone(), false, false, &resolution.into(), at(90)).unwrap();
+            assert_eq!((entry.state, entry.answered_at, change.unanswered), (state, None, true));
+        }
+        let late = finish(Some(Arc::new(known.clone())), None, false, &end(1, confirmed("i-1")));
+        assert_eq!((late.1.state, late.1.answered_at, late.2.unanswered), (State::Done, None, true));
+        // Closed it stays, whatever else comes, and so does what was told.
+        let (entry, change) = resolve(known.clone(), false, false, &failed_for_good().into(), at(90)).unwrap();
+        assert_eq!((entry.state, entry.answered_at, change.unanswered), (State::Closed, known.answered_at, false));
+        for (taken, ending) in [(true, confirmed("i-9")), (false, refused()), (false, failed()), (false, unconfirmed())]
+        {
+            let (_, entry, change) = finish(Some(Arc::new(known.clone())), None, taken, &end(1, ending));
+            assert_eq!((entry.answered_at, change.unanswered), (known.answered_at, false));
+        }
+    }
+    let (entry, change) = {
+        let known = Kept::default().forward().ended(1, confirmed("i-1")).told().entry.unwrap();
+        resolve(known, false, false, &done("i-1", true).into(), at(90)).unwrap()
+    };
+    assert_eq!((entry.answered_at, change.unanswered), (Some(at(80)), false), "done is done");
 }
 
 #[test]

@@ -50,11 +50,12 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
         let (finished, mut entry, change) = machine::finish(entry, earlier, seen.taken, &end);
         if anew && raced {
             // Another request took this one's place as the one that lookalikes join.
-            Arc::make_mut(&mut Arc::make_mut(&mut entry).subject).lookalike = None;
+            Arc::make_mut(&mut entry).give_way();
         }
         if !change.entry {
             return Ok((finished, entry));
         }
+        give_way(shared, Arc::make_mut(&mut entry), &change, deadline).await?;
         match put(shared, &entry, version, &change, deadline).await {
             Ok(true) => return Ok((finished, entry)),
             Ok(false) => {}
@@ -87,10 +88,11 @@ pub(super) async fn resolve(
         if in_doubt.as_ref() == Some(&stored.entry) {
             return Ok(Some(Ok(stored.entry)));
         }
-        let (entry, change) = match machine::resolve(stored.entry, seen.lapsed, seen.taken, ruling, seen.now) {
+        let (mut entry, change) = match machine::resolve(stored.entry, seen.lapsed, seen.taken, ruling, seen.now) {
             Ok(resolved) => resolved,
             Err(unresolvable) => return Ok(Some(Err(unresolvable))),
         };
+        give_way(shared, &mut entry, &change, deadline).await?;
         match put(shared, &entry, stored.version, &change, deadline).await {
             Ok(true) => return Ok(Some(Ok(entry))),
             Ok(false) | Err(Failure::Race(_)) => {}
@@ -115,6 +117,19 @@ pub(super) async fn lose(
     let Some(Stored { mut entry, version, .. }) = seen.known.filter(|_| seen.lapsed) else { return Ok(false) };
     machine::lose(&mut entry, code, seen.now);
     put(shared, &entry, version, &Change { entry: true, ..Change::default() }, deadline).await
+}
+
+/// What is unanswered again leaves lookalikes to another one that is: the index has room for one. If
+/// that one comes in between, the index refuses the change, and it is looked at again.
+async fn give_way(shared: &Shared, entry: &mut Entry, change: &Change, deadline: Instant) -> Result<(), Failure> {
+    let (true, Some(lookalike)) = (change.unanswered, &entry.subject.lookalike) else { return Ok(()) };
+    let mut sql = Statement::new("SELECT 1 FROM spigate_deliveries WHERE lookalike = ");
+    sql.bind(lookalike.as_bytes().to_vec()).push(" AND answered_at IS NULL AND key <> ");
+    sql.bind(entry.key.as_bytes().to_vec());
+    if !shared.database.read(sql, deadline).await?.is_empty() {
+        entry.give_way();
+    }
+    Ok(())
 }
 
 /// Writes a change, and tells those who wait for it.

@@ -57,7 +57,8 @@ pub(super) const ENTRY: &str = concat!(
 
 /// The columns that are written when an entry is made; those that are written again whenever it
 /// changes come after the first [`FIXED`]. `answered_at` and `awaited` are neither: they are
-/// written on their own, so that they need no place in the order of changes.
+/// written on their own, so that they need no place in the order of changes. But a change after which
+/// an entry is unanswered again says so, and whether it still has its lookalike.
 pub(super) const WRITTEN: [&str; 37] = [
     "key",
     "origin",
@@ -98,7 +99,7 @@ pub(super) const WRITTEN: [&str; 37] = [
     "reason",
 ];
 
-/// How many of [`WRITTEN`] never change.
+/// How many of [`WRITTEN`] do not change as a rule.
 pub(super) const FIXED: usize = 13;
 
 /// An entry and what belongs to its row.

@@ -46,7 +46,7 @@ pub(super) fn write(entry: &Entry, base: &Base<'_>, change: &Change) -> Statemen
         }
         _ => false,
     };
-    put_entry(&mut sql, entry, base, touched);
+    put_entry(&mut sql, entry, base, touched, change.unanswered);
     if let Some(attempt) = &change.history {
         let updates: Vec<_> = updates(rows::ATTEMPT.split(", ").skip(1));
         sql.push(&format!(
@@ -73,8 +73,11 @@ pub(super) fn write(entry: &Entry, base: &Base<'_>, change: &Change) -> Statemen
     sql
 }
 
-fn put_entry(sql: &mut Statement, entry: &Entry, base: &Base<'_>, touched: bool) {
-    let updates = updates(WRITTEN[FIXED..].iter().copied());
+fn put_entry(sql: &mut Statement, entry: &Entry, base: &Base<'_>, touched: bool, unanswered: bool) {
+    let mut updates = updates(WRITTEN[FIXED..].iter().copied());
+    if unanswered {
+        updates.extend(["answered_at = NULL", "lookalike = excluded.lookalike"].map(str::to_owned));
+    }
     sql.push(&format!("entry AS (INSERT INTO spigate_deliveries AS d ({}) SELECT ", WRITTEN.join(", ")));
     // Versions begin with the time, so that none comes again should the row be removed.
     let version = if base.version == 0 { entry.changed_at.as_microsecond().max(1) } else { base.version + 1 };

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use super::rows::{self, Numbered, Place};
 use super::session::Session;
 use super::{keys, names};
-use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED, Subject};
+use crate::journal::entry::{Ask, End, Ending, Entry, Lifecycle, PROCESS_ENDED, State, Subject};
 use crate::journal::key::{DeliveryKey, Origin};
 use crate::journal::machine::{self, Change, Claimed, CycleChange, Decision, Finished, Resolution, Ruling, Step};
 use crate::journal::store::{Counts, DataKey, Pruned, Resolved, Retention, Wrap};
@@ -81,7 +81,8 @@ pub(super) fn finish(session: &Session<'_>, end: &End) -> rusqlite::Result<(Fini
     // Copies without an order number have origins of their own; the delivery has its first's.
     let subject = entry.as_ref().map_or(&end.ask.subject, |entry| &entry.subject);
     let taken = names_taken(session, end, subject)?;
-    let (finished, entry, change) = machine::finish(entry.map(Arc::new), earlier, taken, end);
+    let (finished, mut entry, change) = machine::finish(entry.map(Arc::new), earlier, taken, end);
+    give_way(session, row, Arc::make_mut(&mut entry), &change)?;
     write(session, row.map_or(Place::New, Place::Row), &entry, &change)?;
     Ok((finished, entry))
 }
@@ -94,17 +95,16 @@ fn names_taken(session: &Session<'_>, end: &End, subject: &Subject) -> rusqlite:
     }
 }
 
-/// Notes an answer. What runs, or may have been executed, waits for something else.
-const ANSWER: &str = "UPDATE deliveries
-                      SET answered_at = ?1, waiting = iif(state IN ('running', 'unconfirmed'), 1, NULL)
-                      WHERE id = ?3 AND key = ?2 AND answered_at IS NULL";
+/// Notes an answer: in the state that it told of, nobody waits for anything any more.
+const ANSWER: &str = "UPDATE deliveries SET answered_at = ?1, waiting = NULL
+                      WHERE id = ?3 AND key = ?2 AND state = ?4 AND answered_at IS NULL";
 
-pub(super) fn answered(session: &Session<'_>, key: &DeliveryKey, at: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn answered(session: &Session<'_>, key: &DeliveryKey, told: State, at: Timestamp) -> rusqlite::Result<()> {
     loop {
         let Some(row) = keys::row_of(session, key)? else { return Ok(()) };
-        let values = (at.as_millisecond(), key.as_bytes(), row);
+        let values = (at.as_millisecond(), key.as_bytes(), row, told.as_str());
         let written = session.with(&session.answered, ANSWER, |statement| statement.execute(values))?;
-        // It was answered before, or the row is not its.
+        // It was answered before, or has gone on, or the row is not its.
         if written == 1 || !keys::were_wrong(session, key)? {
             return Ok(());
         }
@@ -145,12 +145,25 @@ pub(super) fn resolve(
         _ => false,
     };
     Ok(Some(match machine::resolve(entry, false, taken, ruling, now) {
-        Ok((entry, change)) => {
+        Ok((mut entry, change)) => {
+            give_way(session, Some(row), &mut entry, &change)?;
             write(session, Place::Row(row), &entry, &change)?;
             Ok(entry)
         }
         Err(unresolvable) => Err(unresolvable),
     }))
+}
+
+/// What is unanswered again leaves lookalikes to another one that is.
+fn give_way(session: &Session<'_>, row: Option<i64>, entry: &mut Entry, change: &Change) -> rusqlite::Result<()> {
+    let (true, Some(row), Some(lookalike)) = (change.unanswered, row, &entry.subject.lookalike) else { return Ok(()) };
+    let sql = "UPDATE deliveries SET lookalike = NULL WHERE id = ?1 AND EXISTS (
+                   SELECT 1 FROM deliveries AS other
+                   WHERE other.lookalike = ?2 AND other.answered_at IS NULL AND other.id <> ?1)";
+    if session.prepare_cached(sql)?.execute((row, lookalike.as_bytes()))? == 1 {
+        entry.give_way();
+    }
+    Ok(())
 }
 
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<Counts>> {
@@ -333,7 +346,7 @@ fn write(session: &Session<'_>, place: Place, entry: &Entry, change: &Change) ->
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::journal::entry::{Claimant, Reason, Sealed, State};
+    use crate::journal::entry::{Claimant, Reason, Sealed};
     use crate::journal::key::{Extras, Fingerprint};
     use crate::journal::sqlite::keys::Latest;
     use crate::journal::sqlite::{browse, schema};
@@ -386,7 +399,7 @@ pub(super) mod tests {
             let end = End { key: entry.key, cycle: 0, attempt: 1, began_at: at(0), ending, now: ask.now, ask };
             finish(&session, &end).unwrap();
             if number % 6 == 5 {
-                answered(&session, &entry.key, end.now).unwrap();
+                answered(&session, &entry.key, State::Done, end.now).unwrap();
             }
             if number % 12 == 1 {
                 // Failed, then running again: the first attempt is in the history.
@@ -441,7 +454,7 @@ pub(super) mod tests {
             // What the backend confirmed is recorded all the same, on what there really is.
             let (finished, entry) = finish(&session, &confirmed(ask)).unwrap();
             assert_eq!((finished, entry.state), (Finished::Recorded, State::Done), "{undo}");
-            answered(&session, &entry.key, at(3)).unwrap();
+            answered(&session, &entry.key, State::Done, at(3)).unwrap();
             let stored = look(&session, &entry.key).unwrap().unwrap();
             assert_eq!((stored.state, stored.answered_at), (State::Done, Some(at(3))), "{undo}");
             assert_eq!(&*stored.latest.request_id, if undo.contains("another") { "another" } else { "r" });

@@ -16,7 +16,7 @@ use crate::dialect::request::{SpiRequest, Strictness};
 use crate::dialect::{ActionKind, builtin};
 use crate::journal::entry::{AttemptOutcome, End, Lifecycle, Subject};
 use crate::journal::key::{Extras, Fingerprint, Origin};
-use crate::journal::machine::{Claimed, Ruling};
+use crate::journal::machine::{Claimed, Resolution, Ruling};
 use crate::journal::memory::MemoryStore;
 use crate::journal::store::{
     self, Answer, Archive as _, Counts, DataKey, Filter, Pruned, Record, Resolved, Retention, Store, Wrap,
@@ -73,8 +73,8 @@ impl store::Deliveries for Fragile {
             })
         })
     }
-    fn answered(&self, key: DeliveryKey, at: Timestamp) -> Answer<'static, ()> {
-        self.store.answered(key, at)
+    fn answered(&self, key: DeliveryKey, told: State, at: Timestamp) -> Answer<'static, ()> {
+        self.store.answered(key, told, at)
     }
     fn look(&self, key: DeliveryKey) -> Answer<'_, Option<Entry>> {
         self.unless_broken(move || self.store.look(key))
@@ -375,6 +375,34 @@ async fn a_receipt_marks_the_delivery_as_answered_once() {
     assert!(bench.entry().await.answered_at.is_some());
     let again = bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {}).await.unwrap();
     assert!(again.receipt.is_none());
+}
+
+/// Two copies were told no; one is only noted when the operator has thought again.
+#[tokio::test]
+async fn a_receipt_for_the_operators_no_is_none_for_what_comes_after_it() {
+    let bench = Bench::new();
+    let unsure = |_| async { Delivery::unconfirmed(Rejection::BackendTimeout) };
+    bench.deliveries.once(bench.order("a", soon()), unsure, |_, _| {}).await.unwrap();
+    let decide = async |resolution: Resolution| {
+        let key = bench.entry().await.key;
+        bench.store.store.resolve(key, resolution.into(), crate::clock::now()).await.unwrap().unwrap().unwrap();
+    };
+    let copy = || bench.deliveries.once(bench.order("a", soon()), unused, |_, _| {});
+    decide(Resolution::Failed { message: "no".into() }).await;
+    let (one, late) = (copy().await.unwrap(), copy().await.unwrap());
+    assert_eq!((one.outcome, late.outcome), (Outcome::Refused, Outcome::Refused));
+    one.receipt.unwrap().given();
+    bench.deliveries.journal().close().await;
+    assert!(bench.entry().await.answered_at.is_some());
+    decide(Resolution::Retry).await;
+    let done = bench.deliveries.once(bench.order("a", soon()), |_| async { confirmed() }, |_, _| {}).await.unwrap();
+    late.receipt.unwrap().given();
+    bench.deliveries.journal().close().await;
+    let entry = bench.entry().await;
+    assert_eq!((entry.state, entry.answered_at), (State::Done, None));
+    done.receipt.unwrap().given();
+    bench.deliveries.journal().close().await;
+    assert!(bench.entry().await.answered_at.is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -115,7 +115,7 @@ async fn a_copy_that_was_one_delivery_stays_so_at_every_gateway() {
     let first = one.forward(copy("1")).await;
     assert_eq!(other.claim(copy("2")).await.decision, Decision::Join);
     one.finish(first.end(one.carried_out())).await;
-    one.store.answered(first.key(), START).await.unwrap();
+    one.store.answered(first.key(), State::Done, START).await.unwrap();
     for gateway in [&one, &other] {
         let replayed = gateway.claim(copy("2")).await;
         assert_eq!((replayed.decision, replayed.entry.key), (Decision::Replay, first.key()));
@@ -411,7 +411,7 @@ async fn the_clock_of_a_gateway_changes_nothing() {
         assert_eq!(copy.decision, Decision::Join);
         let (_, entry) = one.finish(call.end_at(one.confirmed(&order), wrong)).await;
         assert!(apart(entry.confirmation.unwrap().at) < minutes && apart(entry.changed_at) < minutes);
-        one.store.answered(entry.key, wrong).await.unwrap();
+        one.store.answered(entry.key, State::Done, wrong).await.unwrap();
         assert!(apart(one.look(entry.key).await.answered_at.unwrap()) < minutes);
         // An expiry of an hour ago is replayed by that clock too.
         let expiry = one.forward(Ask { now: wrong, ..one.expire(&order) }).await;
