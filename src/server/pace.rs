@@ -137,8 +137,7 @@ impl Pace {
 
     /// When to ask again; `None` if the current limit has passed.
     ///
-    /// Never later than a head may take: one that begins right after this call has to be seen in
-    /// time.
+    /// Never later than the shorter limit: what begins right after this call has to be seen in time.
     pub fn next_check(&self) -> Option<Duration> {
         let limit = match self.state.load(Ordering::Relaxed) {
             HEAD | FRESH => self.head,
@@ -146,7 +145,7 @@ impl Pace {
             _ => self.idle,
         };
         let spent = self.born.elapsed().saturating_sub(Duration::from_nanos(self.since.load(Ordering::Relaxed)));
-        limit.checked_sub(spent).filter(|left| !left.is_zero()).map(|left| left.min(self.head))
+        limit.checked_sub(spent).filter(|left| !left.is_zero()).map(|left| left.min(self.first_check()))
     }
 
     // All of it happens in the connection's own task; the atomics only make it shareable.
@@ -187,6 +186,23 @@ pub(super) mod tests {
         // It lay behind the other one: nothing has come in.
         let answered = Instant::now();
         assert!(pace.begun() >= answered);
+    }
+
+    #[test]
+    fn what_begins_right_after_a_look_is_seen_in_time() {
+        for (head, idle) in [(60, 2), (2, 60)] {
+            let (header_timeout, idle_timeout) = (Duration::from_secs(head), Duration::from_secs(idle));
+            let pace = Pace::new(&Limits { header_timeout, idle_timeout, ..LIMITS });
+            let soon = |pace: &Pace| assert!(pace.next_check().unwrap() <= Duration::from_secs(2));
+            soon(&pace);
+            pace.received();
+            soon(&pace);
+            pace.begun();
+            soon(&pace);
+            pace.answered();
+            pace.flushed();
+            soon(&pace);
+        }
     }
 
     #[test]

@@ -58,6 +58,20 @@ async fn a_second_head_has_no_more_time_than_the_first() {
 }
 
 #[tokio::test]
+async fn an_idle_time_below_that_of_a_head_holds_too() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"300ms\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    let mut connection = Connection::open(gateway.listen).await;
+    // When a later connection has been closed, this one has been looked at before its first request.
+    let mut later = Connection::open(gateway.listen).await;
+    later.send(get(&create().target(), "")).await;
+    assert_eq!(later.until_closed().await.len(), 1);
+    connection.send(get(&create().target(), "")).await;
+    assert_eq!(connection.until_closed().await.len(), 1);
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_closed_after_its_answer() {
     let backend = Backend::confirming().await;
     let gateway = impatient(&backend).await;
