@@ -38,6 +38,8 @@ const BUSY: u8 = 1;
 const WRITING: u8 = 2;
 /// Between requests.
 const IDLE: u8 = 3;
+/// A part of the next head has come behind the request that was answered last, and nothing since.
+const BEHIND: u8 = 6;
 /// Waiting for the client to take the rest of an answer.
 const HELD_UP: u8 = 5;
 
@@ -93,8 +95,8 @@ impl Pace {
         self.received.store(now, Ordering::Relaxed);
         match self.state.load(Ordering::Relaxed) {
             IDLE => self.enter(HEAD, now),
-            // Silence before the first byte is part of the time for it.
-            FRESH => self.state.store(HEAD, Ordering::Relaxed),
+            // Silence before the first byte is part of the time for it, as it is before the next one.
+            FRESH | BEHIND => self.state.store(HEAD, Ordering::Relaxed),
             _ => {}
         }
     }
@@ -123,10 +125,10 @@ impl Pace {
         }
     }
 
-    /// Everything written so far has left.
-    pub fn flushed(&self) {
+    /// Everything written so far has left; `in_head` if what came in so far ends inside a head.
+    pub fn flushed(&self, in_head: bool) {
         if let WRITING | HELD_UP = self.state.load(Ordering::Relaxed) {
-            self.enter(IDLE, self.now());
+            self.enter(if in_head { BEHIND } else { IDLE }, self.now());
         }
     }
 
@@ -140,7 +142,7 @@ impl Pace {
     /// Never later than the shorter limit: what begins right after this call has to be seen in time.
     pub fn next_check(&self) -> Option<Duration> {
         let limit = match self.state.load(Ordering::Relaxed) {
-            HEAD | FRESH => self.head,
+            HEAD | FRESH | BEHIND => self.head,
             BUSY | WRITING => return Some(self.first_check()),
             _ => self.idle,
         };
@@ -182,10 +184,38 @@ pub(super) mod tests {
         let came = Instant::now();
         assert!(pace.begun() <= came);
         pace.answered();
-        pace.flushed();
+        pace.flushed(false);
         // It lay behind the other one: nothing has come in.
         let answered = Instant::now();
         assert!(pace.begun() >= answered);
+        pace.answered();
+        // The same, with a part of a third one behind it.
+        pace.flushed(true);
+        let answered = Instant::now();
+        assert!(pace.begun() >= answered);
+        pace.answered();
+        pace.flushed(true);
+        // The third one's rest.
+        pace.received();
+        let came = Instant::now();
+        assert!(pace.begun() <= came);
+    }
+
+    #[test]
+    fn a_part_of_a_head_behind_another_request_has_the_time_of_a_head() {
+        for (in_head, limits) in [
+            (true, Limits { header_timeout: Duration::ZERO, ..LIMITS }),
+            (false, Limits { idle_timeout: Duration::ZERO, ..LIMITS }),
+        ] {
+            for is_in_head in [false, true] {
+                let pace = Pace::new(&limits);
+                pace.received();
+                pace.begun();
+                pace.answered();
+                pace.flushed(is_in_head);
+                assert_eq!(pace.next_check().is_none(), is_in_head == in_head);
+            }
+        }
     }
 
     #[test]
@@ -200,7 +230,7 @@ pub(super) mod tests {
             pace.begun();
             soon(&pace);
             pace.answered();
-            pace.flushed();
+            pace.flushed(false);
             soon(&pace);
         }
     }
@@ -226,15 +256,21 @@ pub(super) mod tests {
         let begun = |pace: &Pace| {
             pace.begun();
         };
+        let flushed = |pace: &Pace| pace.flushed(false);
         for (step, is_over) in [
             (Pace::received as fn(&Pace), false),
             (begun, false),
             (Pace::answered, false),
             (Pace::held_up, false),
-            (Pace::flushed, true),
+            (flushed, true),
             (begun, false),
             (Pace::answered, false),
-            (Pace::flushed, true),
+            (flushed, true),
+            (Pace::received, false),
+            (begun, false),
+            (Pace::answered, false),
+            // The rest of a request that was begun is on the way.
+            (|pace| pace.flushed(true), false),
             (Pace::received, false),
         ] {
             step(&pace);

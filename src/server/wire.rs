@@ -97,7 +97,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<'_, S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_flush(context);
         if outcome.is_ready() {
-            self.pace.flushed();
+            self.pace.flushed(self.lines.in_head());
         }
         self.note(outcome)
     }
@@ -123,6 +123,11 @@ impl Default for Lines {
 }
 
 impl Lines {
+    /// Whether a head has begun and not ended.
+    fn in_head(&self) -> bool {
+        !self.in_request_line || self.length > 0
+    }
+
     /// Spoils what must not be forgiven.
     fn scrub(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() {
@@ -215,6 +220,24 @@ mod tests {
     fn good_heads_pass() {
         let heads = "\r\nGET /a?b=1 HTTP/1.1\r\nHost: a#b\r\n\r\nGET /c HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n";
         assert_eq!(scrubbed(heads), heads);
+    }
+
+    #[test]
+    fn a_head_lasts_from_its_first_byte_to_its_empty_line() {
+        let mut lines = Lines::default();
+        for (bytes, in_head) in [
+            ("", false),
+            ("\r\n", false),
+            ("G", true),
+            ("ET / HTTP/1.1\r\n", true),
+            ("Host: a\r\n\r", true),
+            ("\n", false),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET", true),
+            (" / HTTP/1.1\r\nHost: a\r\n\r\n", false),
+        ] {
+            lines.scrub(&mut bytes.as_bytes().to_vec());
+            assert_eq!(lines.in_head(), in_head, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -206,19 +206,24 @@ async fn what_was_begun_is_finished_and_idle_connections_are_closed_at_once() {
     let mut half = Connection::open(gateway.listen).await;
     let head = get(&create().target(), "");
     half.send(&head[..20]).await;
+    let mut behind = Connection::open(gateway.listen).await;
+    behind.send(get(&create().target(), "") + &head[..20]).await;
+    behind.reply().await.unwrap().assert_is(CREATED);
     let mut busy = Connection::open(gateway.listen).await;
     busy.send(get(&create().with("zone", "slow").signed_at(crate::support::order::now()).target(), "")).await;
-    backend.wait_for(2).await;
-    gateway.wait_for_metric("spigate_connections", |connections| connections == 4.0).await;
+    backend.wait_for(3).await;
+    gateway.wait_for_metric("spigate_connections", |connections| connections == 5.0).await;
     gateway.terminate();
     assert!(idle.until_closed().await.is_empty());
     assert!(silent.until_closed().await.is_empty());
     assert!(TcpStream::connect(gateway.listen).await.is_err());
-    // One head was on its way, one order is with the backend.
-    half.send(&head[20..]).await;
-    let answer = half.reply().await.unwrap();
-    answer.assert_is(CREATED);
-    assert_eq!(answer.header("connection"), Some("close"));
+    // Two heads were on their way, one order is with the backend.
+    for begun in [&mut half, &mut behind] {
+        begun.send(&head[20..]).await;
+        let answer = begun.reply().await.unwrap();
+        answer.assert_is(CREATED);
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
     assert!(!busy.has_ended().await);
     gate.open();
     let answer = busy.reply().await.unwrap();

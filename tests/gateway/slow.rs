@@ -58,6 +58,16 @@ async fn a_second_head_has_no_more_time_than_the_first() {
 }
 
 #[tokio::test]
+async fn half_a_head_behind_another_request_has_no_more_time_than_one_alone() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"120s\"\n";
+    let gateway = Setup::new(&backend).top(limits).start().await;
+    let mut connection = Connection::open(gateway.listen).await;
+    connection.send(get(&create().target(), "") + "GET /spi").await;
+    assert_eq!(connection.until_closed().await.len(), 1);
+}
+
+#[tokio::test]
 async fn an_idle_time_below_that_of_a_head_holds_too() {
     let backend = Backend::confirming().await;
     let limits = "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"300ms\"\n";
