@@ -149,8 +149,8 @@ impl Server {
             let (_place, _running) = (place, running);
             let (mut socket, mut peer) = (socket, peer);
             if let Some(introductions) = introductions {
-                let introduced = introduced(&mut socket, peer, &introductions, limits.header_timeout, &mut phase);
-                match Box::pin(introduced).await {
+                let introduction = introductions.introduce(&mut socket, peer, limits.header_timeout);
+                match Box::pin(in_time(introduction, &mut phase)).await.flatten() {
                     Some(introduced) => peer = introduced,
                     None => return,
                 }
@@ -181,24 +181,16 @@ impl Server {
     }
 }
 
-/// Whom a connection is from, where a proxy has to say that; `None` if there is nobody to serve.
-async fn introduced(
-    socket: &mut Socket,
-    peer: Peer,
-    introductions: &Introductions,
-    within: Duration,
-    phase: &mut watch::Receiver<Phase>,
-) -> Option<Peer> {
-    let mut introduction = pin!(introductions.introduce(socket, peer, within));
-    let introduced = tokio::select! {
-        peer = introduction.as_mut() => Some(peer?),
-        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
-    };
-    match introduced {
-        Some(peer) => Some(peer),
-        // What has come before the stop is served, although nobody has looked yet.
-        None => timeout(pace::FIRST_BYTE, introduction).await.ok()?,
+/// What comes of how a connection begins, before its first request; `None` if a stop does not wait
+/// for it any longer.
+async fn in_time<T>(beginning: impl Future<Output = T>, phase: &mut watch::Receiver<Phase>) -> Option<T> {
+    let mut beginning = pin!(beginning);
+    tokio::select! {
+        result = beginning.as_mut() => return Some(result),
+        _ = phase.wait_for(|phase| *phase == Phase::Stopping) => {}
     }
+    // What has come before the stop is served, although nobody has looked yet.
+    timeout(pace::FIRST_BYTE, beginning).await.ok()
 }
 
 /// Serves one connection under TLS to its end.
@@ -209,13 +201,14 @@ async fn secured<S, B>(
     tls: Arc<Acceptors>,
     metrics: Arc<Metrics>,
     stack: S,
-    phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Arrival>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let handshake = Box::pin(timeout(limits.header_timeout, tls.current().accept(socket)));
-    let stream = match handshake.await {
+    let handshake = timeout(limits.header_timeout, tls.current().accept(socket));
+    let Some(handshake) = Box::pin(in_time(handshake, &mut phase)).await else { return };
+    let stream = match handshake {
         Ok(Ok(stream)) => Box::new(stream),
         failed => {
             let reason = match &failed {
