@@ -232,8 +232,8 @@ async fn secured<S, B>(
     }
     // A client that has not read GOAWAY yet may be writing a request: it must not meet a closed port.
     let lingering = stream.get_ref().0.duplicate().ok();
-    Box::pin(http2::serve(Stream::Tls(stream), peer, limits, stack, phase)).await;
-    if let Some(socket) = lingering {
+    let may_read = Box::pin(http2::serve(Stream::Tls(stream), peer, limits, stack, phase)).await;
+    if let (true, Some(socket)) = (may_read, lingering) {
         let _ = timeout(LINGER, socket.linger()).await;
     }
 }

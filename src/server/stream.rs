@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -71,9 +71,11 @@ impl Socket {
         })
     }
 
-    /// Reads what the other end still sends, until it ends its side. Closing before would have the
-    /// kernel answer with a reset, which can overtake what was written.
+    /// Ends this side and reads what the other end still sends, until it ends its own. Closing before
+    /// would have the kernel answer with a reset, which can overtake what was written.
     pub async fn linger(mut self) {
+        // It may have ended already.
+        let _ = self.shutdown().await;
         let mut ignored = [0; 1024];
         while self.read(&mut ignored).await.is_ok_and(|length| length > 0) {}
     }

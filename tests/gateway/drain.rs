@@ -288,13 +288,14 @@ async fn a_connection_that_asks_for_nothing_does_not_hold_up_the_end() {
     let mut connection = TlsClient::trusting(&authority).offering(&["h2"]).http2(&gateway).await;
     connection.get(&create().target()).await.assert_is(CREATED);
     let silent = TlsClient::trusting(&authority).http1(&gateway).await;
-    // No handshake, and half of one.
+    // No preface, no handshake, and half of one.
+    let no_preface = TlsClient::trusting(&authority).offering(&["h2"]).connect(gateway.listen).await.unwrap();
     let no_handshake = TcpStream::connect(gateway.listen).await.unwrap();
     let mut half = Connection::open(gateway.listen).await;
     half.send([0x16, 3, 1, 2, 0, 1, 0]).await;
-    gateway.wait_for_metric("spigate_connections", |connections| connections == 4.0).await;
+    gateway.wait_for_metric("spigate_connections", |connections| connections == 5.0).await;
     gateway.terminate();
     connection.until_closed().await;
     gateway.ended().await;
-    drop((silent, no_handshake, half));
+    drop((silent, no_preface, no_handshake, half));
 }

@@ -1,5 +1,8 @@
 //! HTTP/2: the same answers as with HTTP/1.1, and bounds that an open network needs.
 
+use std::future::Future;
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -24,7 +27,9 @@ struct Frames(TlsStream<TcpStream>);
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -57,10 +62,25 @@ fn head(target: &str, authority: &str) -> Vec<u8> {
     [GET, &header(":path", target), &header(":authority", authority)].concat()
 }
 
+/// A client's window for each stream.
+fn window(bytes: u32) -> Vec<u8> {
+    frame(SETTINGS, 0, 0, &[&[0, 4], &bytes.to_be_bytes()[..]].concat())
+}
+
+fn request(stream: u32, target: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &head(target, "localhost"))
+}
+
+/// A connection that took too long ends at its limit, and not only when whoever lingers on it gives up,
+/// five seconds later.
+async fn soon<T>(end: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(4), end).await.expect("an end at the limit")
+}
+
 impl Frames {
     async fn open(client: &TlsClient, gateway: &Gateway) -> Self {
         let mut frames = Self(client.connect(gateway.listen).await.unwrap());
-        frames.send(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat()).await;
+        frames.send(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()).await;
         frames
     }
 
@@ -251,34 +271,78 @@ async fn connections_that_ask_for_nothing_are_let_go() {
     // Not even a preface; no request; half a request; none after the first.
     let mut silent = client.connect(gateway.listen).await.unwrap();
     let mut rest = Vec::new();
-    let _ = within_deadline("the end", silent.read_to_end(&mut rest)).await;
-    Frames::open(&client, &gateway).await.goaway().await;
+    let _ = soon(silent.read_to_end(&mut rest)).await;
+    soon(Frames::open(&client, &gateway).await.goaway()).await;
     let mut half = Frames::open(&client, &gateway).await;
     half.send(&frame(HEADERS, END_STREAM, 1, GET)).await;
-    half.goaway().await;
+    soon(half.goaway()).await;
     let mut connection = client.http2(&gateway).await;
     connection.get(&create().target()).await.assert_is(CREATED);
-    connection.until_closed().await;
+    soon(connection.until_closed()).await;
     let mut idle = Frames::open(&client, &gateway).await;
     idle.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head(&create().target(), "localhost"))).await;
     assert_eq!(idle.body(1).await.unwrap(), CREATED.as_bytes());
     // Without an error, though this client never answers the gateway's farewell.
-    assert_eq!(idle.goaway().await, Some(0));
-    gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0).await;
+    assert_eq!(soon(idle.goaway()).await, Some(0));
+    // Who closes, too, is not lingered for.
+    drop(idle);
+    soon(gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0)).await;
+}
+
+/// A gateway whose backend's replies are larger than any window, and a client of it.
+async fn answering_at_length(top: &str) -> (Backend, Gateway, TlsClient) {
+    let message = "m".repeat(1024 * 1024);
+    let body = format!(r#"{{"success":true,"instanceId":"i","message":"{message}"}}"#);
+    let backend = Backend::start(move |_| json(&body)).await;
+    let (gateway, client) = speaking(Setup::new(&backend).top(top)).await;
+    (backend, gateway, client)
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_take_its_answer_is_let_go() {
-    let message = "m".repeat(1024 * 1024);
-    let body = format!(r#"{{"success":true,"instanceId":"i","message":"{message}"}}"#);
-    let backend = Backend::start(move |_| json(&body)).await;
     let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nreply_bytes = \"2MiB\"\n";
-    let (gateway, client) = speaking(Setup::new(&backend).top(limits)).await;
+    let (_backend, gateway, client) = answering_at_length(limits).await;
     let mut frames = Frames::open(&client, &gateway).await;
-    frames.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head(&create().target(), "localhost"))).await;
+    frames.send(&request(1, &create().target())).await;
     // The window is never opened further.
-    assert_eq!(frames.body(1).await, None);
-    gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0).await;
+    assert_eq!(soon(frames.body(1)).await, None);
+    drop(frames);
+    soon(gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0)).await;
+}
+
+#[tokio::test]
+async fn small_requests_buy_no_time_for_an_answer_that_is_not_read() {
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nreply_bytes = \"2MiB\"\n";
+    let (_backend, gateway, client) = answering_at_length(limits).await;
+    // With a byte the answer leaves its body, and waits to be sent all the same.
+    for bytes in [0, 1] {
+        let mut frames = Frames::open(&client, &gateway).await;
+        frames.send(&[window(bytes), request(1, &create().target())].concat()).await;
+        let small_ones = async {
+            for stream in (3..).step_by(2) {
+                let more = 1000_u32.to_be_bytes();
+                let windows = [frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, stream, &more)];
+                frames.send(&[request(stream, "/nowhere"), windows.concat()].concat()).await;
+                match frames.body(stream).await {
+                    Some(body) => assert_eq!(code(&body), "unknown_app"),
+                    None => return,
+                }
+            }
+        };
+        within_deadline("the end of a connection with an unread answer", small_ones).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_an_unread_answer_no_longer_than_for_a_head() {
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"120s\"\nreply_bytes = \"2MiB\"\n";
+    let stop = "[shutdown]\ndelay = \"0s\"\ngrace = \"600s\"\n";
+    let (_backend, gateway, client) = answering_at_length(&format!("{limits}{stop}")).await;
+    let mut frames = Frames::open(&client, &gateway).await;
+    frames.send(&[window(0), request(1, &create().target())].concat()).await;
+    while frames.next().await.unwrap().0 != HEADERS {}
+    gateway.terminate();
+    gateway.ended().await;
 }
 
 #[tokio::test]
