@@ -1,4 +1,4 @@
-//! The journal's disk is full, fails or hangs while the gateway runs, and recovers: nothing is
+//! The journal's disk is full, read-only, fails or hangs while the gateway runs, and recovers: nothing is
 //! forwarded that cannot be recorded, nothing that was confirmed is lost, and nobody has to
 //! restart anything.
 
@@ -16,6 +16,8 @@ use crate::support::{has_program, own_mounts};
 enum Fault {
     /// Writes end with ENOSPC.
     NoSpace,
+    /// Writes end with EROFS.
+    ReadOnly,
     /// Flushes end with EIO.
     Broken,
     /// Flushes do not come back.
@@ -59,6 +61,7 @@ impl Fault {
     fn write(self, control: &Path) {
         let letter = match self {
             Self::NoSpace => "n",
+            Self::ReadOnly => "r",
             Self::Broken => "e",
             Self::Hanging => "h",
         };
@@ -164,6 +167,14 @@ async fn while_the_disk_is_full_nothing_is_forwarded() {
     nothing_is_forwarded_until_it_recovers(&backend, faulty, "database or disk is full").await;
 }
 
+/// The kernel does so to one that has errors. By hand it refuses while files are open to be written.
+#[tokio::test]
+async fn while_the_file_system_is_read_only_nothing_is_forwarded() {
+    let backend = backend().await;
+    let faulty = failing_by(Fault::ReadOnly, Setup::new(&backend)).await;
+    nothing_is_forwarded_until_it_recovers(&backend, faulty, "disk I/O error").await;
+}
+
 #[tokio::test]
 async fn while_flushes_fail_nothing_is_forwarded() {
     let backend = backend().await;
@@ -222,6 +233,13 @@ async fn a_confirmation_is_kept_until_it_recovers(backend: &Backend, gate: Gate,
 async fn a_confirmation_that_finds_the_disk_full_is_kept() {
     let (backend, gate) = gated().await;
     let faulty = failing_by(Fault::NoSpace, Setup::new(&backend)).await;
+    a_confirmation_is_kept_until_it_recovers(&backend, gate, faulty).await;
+}
+
+#[tokio::test]
+async fn a_confirmation_that_finds_the_file_system_read_only_is_kept() {
+    let (backend, gate) = gated().await;
+    let faulty = failing_by(Fault::ReadOnly, Setup::new(&backend)).await;
     a_confirmation_is_kept_until_it_recovers(&backend, gate, faulty).await;
 }
 

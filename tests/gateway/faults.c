@@ -2,6 +2,7 @@
  * LD_PRELOAD: only for files whose path holds "/spigate.db", and only while the file that
  * FAULTS_CONTROL names begins with
  *   n   writes take half of what they are given and end with ENOSPC
+ *   r   writes end with EROFS, as after a file system has turned read-only for an error
  *   e   fsync and fdatasync end with EIO
  *   h   fsync and fdatasync do not come back */
 #define _GNU_SOURCE
@@ -42,18 +43,26 @@ static int failed(int error)
 
 ssize_t write(int fd, const void *bytes, size_t count)
 {
-    if (fault(fd) != 'n')
-        return syscall(SYS_write, fd, bytes, count);
-    syscall(SYS_write, fd, bytes, count / 2);
-    return failed(ENOSPC);
+    switch (fault(fd)) {
+    case 'r':
+        return failed(EROFS);
+    case 'n':
+        syscall(SYS_write, fd, bytes, count / 2);
+        return failed(ENOSPC);
+    }
+    return syscall(SYS_write, fd, bytes, count);
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at)
 {
-    if (fault(fd) != 'n')
-        return syscall(SYS_pwrite64, fd, bytes, count, at);
-    syscall(SYS_pwrite64, fd, bytes, count / 2, at);
-    return failed(ENOSPC);
+    switch (fault(fd)) {
+    case 'r':
+        return failed(EROFS);
+    case 'n':
+        syscall(SYS_pwrite64, fd, bytes, count / 2, at);
+        return failed(ENOSPC);
+    }
+    return syscall(SYS_pwrite64, fd, bytes, count, at);
 }
 
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at)
