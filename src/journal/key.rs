@@ -38,6 +38,12 @@ macro_rules! digest {
             }
         }
 
+        impl From<[u8; 32]> for $name {
+            fn from(digest: [u8; 32]) -> Self {
+                Self(digest)
+            }
+        }
+
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{}({})", stringify!($name), hex(&self.0[..16]))

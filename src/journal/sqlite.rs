@@ -9,6 +9,7 @@ mod keys;
 mod names;
 mod queue;
 mod recent;
+mod rehearsal;
 mod rows;
 mod schema;
 mod session;
@@ -54,6 +55,7 @@ pub struct SqliteStore {
     reader: Worker,
     /// Reads for operators, whose questions may take longer than a delivery should wait.
     browser: Worker,
+    path: PathBuf,
     taken_over: usize,
     /// Held for as long as this process serves from the file.
     _lock: Option<File>,
@@ -98,32 +100,43 @@ impl SqliteStore {
         let current = if lock.is_some() { schema::migrate(&connection) } else { schema::check(&connection) };
         current.map_err(explain)?;
         let now = clock::now();
-        let (taken_over, seen, latest) = if lock.is_some() {
+        let (taken_over, latest) = if lock.is_some() {
             let begin = || {
                 // Whoever writes needs the index of keys at hand.
                 connection.execute_batch("PRAGMA cache_size = -8192")?;
                 let maker = Maker::begin(&connection)?;
                 names::begin(&connection)?;
+                let serving = Session::new(&connection, Latest::All(maker));
+                rehearsal::rehearse(&serving, now)?;
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 // Also shows whether the file can be written at all.
                 tables::probe(&connection, now)?;
                 let taken_over = tables::take_over(&Session::new(&connection, Latest::Nothing), now)?;
                 connection.execute_batch("COMMIT")?;
-                Ok((taken_over, Latest::Seen(maker.rows()), Latest::All(maker)))
+                Ok((taken_over, serving.into_latest()))
             };
             begin().map_err(|error: rusqlite::Error| explain(error.into()))?
         } else {
-            (0, Latest::Nothing, Latest::Nothing)
+            (0, Latest::Nothing)
         };
+        let seen = latest.for_readers();
         let (reading, browsing) = (connect(path).map_err(explain)?, connect(path).map_err(explain)?);
         let files = Files::of(path);
         Ok(Self {
             writer: Worker::writer(connection, latest, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader("journal-read", reading, seen)?,
             browser: Worker::reader("journal-browse", browsing, Latest::Nothing)?,
+            path: path.to_owned(),
             taken_over,
             _lock: lock,
         })
+    }
+
+    /// Whether an order could be recorded now. If not, that is nobody's fault alone.
+    async fn rehearse(&self, now: Timestamp) -> Result<(), Unavailable> {
+        // Told in the words of a start, which would meet the same.
+        let rehearsed = self.writer.ask_apart(move |session| Ok(rehearsal::rehearse(session, now))).await?;
+        rehearsed.map_err(|error| Unavailable::new(explain(&self.path, error.into())))
     }
 }
 
@@ -280,6 +293,9 @@ fn explain(path: &Path, error: MigrationError) -> String {
         }
         Some(ErrorCode::DiskFull) => "cannot be written: the disk is full; make room",
         Some(ErrorCode::SystemIoFailure) => "cannot be read or written: the disk reports errors",
+        Some(ErrorCode::Unknown) => {
+            "is not as spigate made it; stop everything that uses it, keep a copy, and restore a backup"
+        }
         _ => "cannot be used",
     };
     format!("{path}: {advice} (SQLite: {error})")
@@ -312,8 +328,11 @@ impl Deliveries for SqliteStore {
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        let now = clock::now();
-        self.writer.ask(move |session| tables::probe(session, now))
+        Answer::work(async {
+            let now = clock::now();
+            self.rehearse(now).await?;
+            self.writer.ask(move |session| tables::probe(session, now)).await
+        })
     }
 
     fn close(&self) -> Answer<'_, ()> {

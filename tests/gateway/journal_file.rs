@@ -242,3 +242,45 @@ async fn what_a_removed_write_ahead_log_held_is_saved() {
     gateway.order(&order).await.assert_is(CREATED);
     assert_eq!(backend.count(), 1);
 }
+
+/// Until it is mended, and although nobody orders anything.
+async fn assert_tells(gateway: &Gateway, words: &[&str]) {
+    let reply = gateway.wait_for_readyz(503).await;
+    for word in words {
+        assert!(reply.text().contains(word), "{word}: not in: {}", reply.text());
+    }
+    let says = |line: &serde_json::Value| {
+        let cause = line["cause"].as_str().unwrap_or_default();
+        line["level"] == "ERROR" && words.iter().all(|word| cause.contains(word))
+    };
+    gateway.line("the damage", says).await;
+    gateway.wait_for_metric("spigate_journal_errors_total{operation=\"probe\"}", |errors| errors >= 2.0).await;
+    gateway.order(&create()).await.assert_rejected(503, "journal_unavailable");
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_while_it_is_served_is_noticed_though_nobody_orders_anything() {
+    let backend = Backend::confirming().await;
+    let gateway = Gateway::over(&backend).await;
+    let order = create();
+    gateway.order(&order).await.assert_is(CREATED);
+    let file = gateway.directory().path().join(JOURNAL);
+    let other = Connection::open(&file).unwrap();
+    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    let page = "SELECT rootpage FROM sqlite_schema WHERE name = 'deliveries'";
+    let page: usize = other.query_row(page, [], |row| row.get::<_, u32>(0)).unwrap().try_into().unwrap();
+    let (page, whole) = ((page - 1) * 4096, fs::read(&file).unwrap());
+    overwrite(&file, page as u64, &[0xA5; 4096]);
+    assert_tells(&gateway, &["spigate.db: is damaged", "restore a backup"]).await;
+    overwrite(&file, page as u64, &whole[page..page + 4096]);
+    gateway.wait_for_readyz(200).await;
+    gateway.order(&order).await.assert_is(CREATED);
+    assert_eq!(backend.count(), 1);
+
+    other.execute_batch("ALTER TABLE keys RENAME TO away").unwrap();
+    assert_tells(&gateway, &["spigate.db: is not as spigate made it", "restore a backup", "no such table"]).await;
+    other.execute_batch("ALTER TABLE away RENAME TO keys").unwrap();
+    gateway.wait_for_readyz(200).await;
+    gateway.order(&order).await.assert_is(CREATED);
+    assert_eq!(backend.count(), 1);
+}

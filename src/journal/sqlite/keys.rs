@@ -66,6 +66,17 @@ pub(super) enum Latest {
     Nothing,
 }
 
+impl Latest {
+    /// For other connections of this process.
+    pub(super) fn for_readers(&self) -> Self {
+        match self {
+            Self::All(maker) => Self::Seen(maker.rows()),
+            Self::Seen(rows) => Self::Seen(rows.clone()),
+            Self::Nothing => Self::Nothing,
+        }
+    }
+}
+
 /// See [`Latest::All`].
 pub(super) struct Maker {
     rows: Rows,
@@ -109,6 +120,12 @@ impl Maker {
         self.rows.clone()
     }
 
+    /// How many deliveries are not in the index yet.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.rows.lock().len()
+    }
+
     /// The latest row that was given away.
     pub(super) fn latest(&self) -> i64 {
         self.next.get() - 1
@@ -138,6 +155,16 @@ pub(super) fn wrote(session: &Session<'_>, key: DeliveryKey, row: i64) {
     if let Latest::All(maker) = &session.latest {
         maker.change(key, Some(row));
     }
+}
+
+/// Does something of which nothing stays: the numbers of the rows that it takes are free again.
+pub(super) fn undone<T>(session: &Session<'_>, work: impl FnOnce() -> T) -> T {
+    let Latest::All(maker) = &session.latest else { return work() };
+    let next = maker.next.get();
+    let done = work();
+    transaction_ended(session, true);
+    maker.next.set(next);
+    done
 }
 
 /// A transaction is over. If it was undone, what is remembered is again what was before it: a delivery
@@ -343,7 +370,7 @@ mod tests {
     }
 
     fn waiting(session: &Session<'_>) -> usize {
-        maker(session).rows.lock().len()
+        maker(session).waiting()
     }
 
     #[derive(Clone, Debug)]

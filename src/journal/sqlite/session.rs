@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use rusqlite::{Connection, Statement};
 
-use super::keys::Latest;
+use super::keys::{self, Latest};
 use super::recent::Recent;
 
 /// See the module. Used as the connection itself for everything that is rare.
@@ -44,6 +44,11 @@ impl<'c> Session<'c> {
             taken: Kept::default(),
             answered: Kept::default(),
         }
+    }
+
+    /// What it knew of the deliveries that are not in the index yet.
+    pub(super) fn into_latest(self) -> Latest {
+        self.latest
     }
 
     /// Uses a statement, which always has the same text. It is prepared the first time.
@@ -85,6 +90,18 @@ pub(super) fn in_transaction(
         let _ = connection.execute_batch("ROLLBACK");
     }
     done
+}
+
+/// Does something in a transaction of its own of which nothing stays, whatever comes of it. Nothing is
+/// written to the disk for it.
+pub(super) fn undone(session: &Session<'_>, work: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    session.execute_batch("BEGIN IMMEDIATE")?;
+    keys::undone(session, || {
+        let done = work();
+        // After some failures SQLite has undone it by itself.
+        let undone = if session.is_autocommit() { Ok(()) } else { session.execute_batch("ROLLBACK") };
+        done.and(undone)
+    })
 }
 
 /// A statement that stays prepared.

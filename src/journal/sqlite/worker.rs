@@ -42,12 +42,15 @@ trait Job: Send {
     fn conclude(self: Box<Self>, result: Result<(), Unavailable>);
     /// Whether somebody waited for it, and does so no more.
     fn is_given_up(&self) -> bool;
+    /// Whether it sees to its transactions itself.
+    fn is_apart(&self) -> bool;
 }
 
 struct Work<F, T> {
     work: F,
     result: Option<T>,
     reply: Option<oneshot::Sender<Result<T, Unavailable>>>,
+    is_apart: bool,
 }
 
 impl<F, T> Job for Work<F, T>
@@ -71,6 +74,10 @@ where
     fn is_given_up(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
+
+    fn is_apart(&self) -> bool {
+        self.is_apart
+    }
 }
 
 impl Worker {
@@ -87,8 +94,15 @@ impl Worker {
             let session = Session::new(&connection, latest);
             let (mut batch, complaints) = (Vec::new(), Throttle::new(COMPLAIN_AGAIN));
             while queue.gather(&mut batch) {
+                let checked = check();
+                if checked.is_ok() {
+                    apart(&session, &mut batch);
+                    if batch.is_empty() {
+                        continue;
+                    }
+                }
                 on_batch(batch.len());
-                match check() {
+                match checked {
                     Ok(()) => {
                         write(&session, &mut batch, &answers);
                         index(&session, &complaints);
@@ -131,7 +145,7 @@ impl Worker {
         &self,
         work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Answer<'static, T> {
-        self.send(work, Turn::InOrder)
+        self.send(work, Turn::InOrder, false)
     }
 
     /// The same, but what was told before may still come after it.
@@ -139,24 +153,41 @@ impl Worker {
         &self,
         work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Answer<'static, T> {
-        self.send(work, Turn::Ahead)
+        self.send(work, Turn::Ahead, false)
+    }
+
+    /// Does something outside of the transaction that others share: what it does must not stay.
+    pub(super) fn ask_apart<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'static, T> {
+        self.send(work, Turn::Ahead, true)
     }
 
     /// Does something soon; nobody waits for it.
     pub(super) fn tell(&self, work: impl FnMut(&Session<'_>) -> rusqlite::Result<()> + Send + 'static) {
         // Without its thread the journal answers nobody any more, and says so to those who ask.
-        let _ = self.jobs.send(Turn::Lazy, Box::new(Work { work, result: None, reply: None }));
+        let _ = self.jobs.send(Turn::Lazy, Box::new(Work { work, result: None, reply: None, is_apart: false }));
     }
 
     fn send<T: Send + 'static>(
         &self,
         work: impl FnMut(&Session<'_>) -> rusqlite::Result<T> + Send + 'static,
         turn: Turn,
+        is_apart: bool,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
         // Without its thread nobody has the other end of the answer any more.
-        let _ = self.jobs.send(turn, Box::new(Work { work, result: None, reply: Some(reply) }));
+        let _ = self.jobs.send(turn, Box::new(Work { work, result: None, reply: Some(reply), is_apart }));
         Answer::thread(answer)
+    }
+}
+
+/// Takes those out of the batch that see to their transactions themselves, and does them.
+fn apart(session: &Session<'_>, batch: &mut Vec<Box<dyn Job>>) {
+    for mut job in batch.extract_if(.., |job| job.is_apart()) {
+        let result = undo_the_last(session).and_then(|()| run(&mut job, session));
+        job.conclude(result.map_err(unavailable));
     }
 }
 
@@ -219,10 +250,7 @@ fn run(job: &mut Box<dyn Job>, session: &Session<'_>) -> rusqlite::Result<()> {
 }
 
 fn together(session: &Session<'_>, batch: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    if !session.is_autocommit() {
-        // The one before could not be undone then.
-        session.execute_batch("ROLLBACK")?;
-    }
+    undo_the_last(session)?;
     // Immediate: a transaction that read first could be refused the right to write.
     session.with(&session.begin, "BEGIN IMMEDIATE", |statement| statement.execute([]))?;
     let done = batch.iter_mut().try_for_each(|job| run(job, session));
@@ -236,13 +264,18 @@ fn together(session: &Session<'_>, batch: &mut [Box<dyn Job>]) -> rusqlite::Resu
     done.map(drop)
 }
 
+/// Undoes the transaction before, if that could not be done then.
+fn undo_the_last(session: &Session<'_>) -> rusqlite::Result<()> {
+    if session.is_autocommit() { Ok(()) } else { session.execute_batch("ROLLBACK") }
+}
+
 fn unavailable(error: rusqlite::Error) -> Unavailable {
     if is_about_the_disk(&error) { Unavailable::new(error) } else { Unavailable::local(error) }
 }
 
 /// Whether every other job would fail the same way. What is damaged may be one page, and others
 /// be whole.
-fn is_about_the_disk(error: &rusqlite::Error) -> bool {
+pub(super) fn is_about_the_disk(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(
