@@ -16,6 +16,9 @@ mod gateway {
 mod ledger;
 mod platform;
 #[cfg(feature = "postgres")]
+#[path = "../support/ports.rs"]
+mod ports;
+#[cfg(feature = "postgres")]
 #[path = "../support/postgres.rs"]
 mod postgres_server;
 

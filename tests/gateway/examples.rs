@@ -6,9 +6,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::ports::free_port;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{Order, dialect};
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::{Directory, has_program};
 
 /// A file of the examples.

@@ -7,12 +7,13 @@ use std::process::Command;
 
 use tokio::net::TcpSocket;
 
+use crate::ports::free_port;
 use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, Seen, Step, created, json};
 use crate::support::client::{Connection, Reply, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{Order, create, dialect, encode, market};
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::tls_client::TlsClient;
 use crate::support::{Directory, has_program, within_deadline};
 

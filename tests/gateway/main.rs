@@ -37,6 +37,8 @@ mod one_processor;
 mod outcomes;
 mod overload;
 mod peers;
+#[path = "../support/ports.rs"]
+mod ports;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]

@@ -6,11 +6,12 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::ports::free_port;
 use crate::support::backend::Backend;
 use crate::support::client::{self, Reply};
 use crate::support::gateway::Gateway;
 use crate::support::order::{Order, dialect};
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::{Directory, has_program, within_deadline};
 
 /// A run with a delivery, a refusal and a backend that breaks the contract.

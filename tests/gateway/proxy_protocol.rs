@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
+use crate::ports::free_port;
 use crate::support::backend::{Backend, CREATED};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::{Directory, has_program, within_deadline};
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::ports::free_port;
 use crate::support::authority::{Authority, Certified};
 use crate::support::backend::{Backend, CREATED, Gate, Step, created, json};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::{KEY, create, now};
-use crate::support::process::free_port;
 use crate::support::tls_client::{TlsClient, certificate_for};
 use crate::support::{unique, within_deadline};
 

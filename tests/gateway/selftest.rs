@@ -16,10 +16,11 @@ use spigate::selftest::target::Target;
 
 use crate::dialects::BAZAAR;
 use crate::examples::{Example, example};
+use crate::ports::free_port;
 use crate::support::backend::{Backend, Seen, Step, json, raw, reply};
 use crate::support::gateway::{Gateway, Setup, without_settings};
 use crate::support::order::{KEY, dialect};
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::{Directory, has_program, within_deadline};
 
 const CENTER: &str = "qingcloud-appcenter";

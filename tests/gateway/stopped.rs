@@ -3,10 +3,11 @@
 
 use std::process::Command;
 
+use crate::ports::free_port;
 use crate::support::backend::CREATED;
 use crate::support::gateway::Setup;
 use crate::support::order::create;
-use crate::support::process::{Process, free_port};
+use crate::support::process::Process;
 use crate::support::{Directory, has_program};
 
 /// Confirms every POST, and says how many there were.

@@ -2,11 +2,11 @@
 
 use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 
+use crate::ports::free_port;
 use crate::support::backend::{Backend, CREATED};
 use crate::support::client::{Connection, get};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::order::create;
-use crate::support::process::free_port;
 use crate::support::{Directory, has_program, within_deadline};
 
 /// The manager's end of `NOTIFY_SOCKET`.

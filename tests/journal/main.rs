@@ -13,6 +13,9 @@ mod bench;
 mod contract;
 mod model;
 #[cfg(feature = "postgres")]
+#[path = "../support/ports.rs"]
+mod ports;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 #[path = "../support/postgres.rs"]

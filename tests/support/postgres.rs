@@ -7,13 +7,14 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::ports::free_port;
 
 /// Who owns and runs it if the tests are run by root, as whom it refuses to run.
 const USER: &str = "postgres";
@@ -83,7 +84,7 @@ impl Server {
         give(&directory);
         let server = Self {
             programs,
-            port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
+            port: free_port().port(),
             settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
             directory,
             keeper: Mutex::new(None),

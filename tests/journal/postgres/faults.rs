@@ -24,11 +24,7 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            stop: AtomicBool::new(false),
-            forwarded: Mutex::default(),
-            done: AtomicUsize::new(0),
-        })
+        Arc::new(Self { stop: AtomicBool::new(false), forwarded: Mutex::default(), done: AtomicUsize::new(0) })
     }
 
     pub(super) fn start(self: &Arc<Self>, gateways: &[Gateway], orders: usize) -> Vec<tokio::task::JoinHandle<()>> {

@@ -10,6 +10,7 @@ use tokio::sync::Barrier;
 
 use super::{LEASE, Postgres, name};
 use crate::bench::{Bench as _, Gateway};
+use crate::ports::free_port;
 use crate::postgres_server::{EVERYBODY, Server, give};
 
 fn store(url: &str) -> PostgresStore {
@@ -134,7 +135,7 @@ async fn what_is_refused_says_what_to_do() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unreachable() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port().port();
     let store = store(&format!("postgres://postgres:geheim@127.0.0.1:{port}/journal"));
     let error = store.open().await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable(_)), "{error:?}");
