@@ -10,6 +10,7 @@ mod names;
 mod queue;
 mod recent;
 mod rehearsal;
+mod room;
 mod rows;
 mod schema;
 mod session;
@@ -30,6 +31,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 
 use self::keys::{Latest, Maker};
+use self::room::Room;
 use self::schema::MigrationError;
 use self::session::Session;
 use self::worker::Worker;
@@ -121,9 +123,9 @@ impl SqliteStore {
         };
         let seen = latest.for_readers();
         let (reading, browsing) = (connect(path).map_err(explain)?, connect(path).map_err(explain)?);
-        let files = Files::of(path);
+        let (files, room) = (Files::of(path), lock.is_some().then(|| Room::of(&beside(path, "-wal"))));
         Ok(Self {
-            writer: Worker::writer(connection, latest, on_batch, Box::new(move || files.check()))?,
+            writer: Worker::writer(connection, latest, room, on_batch, Box::new(move || files.check()))?,
             reader: Worker::reader("journal-read", reading, seen)?,
             browser: Worker::reader("journal-browse", browsing, Latest::Nothing)?,
             path: path.to_owned(),

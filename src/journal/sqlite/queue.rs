@@ -134,6 +134,11 @@ impl<J> Receiver<J> {
         self.take(LARGEST_BATCH, batch)
     }
 
+    /// Whether nobody waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.lock().jobs.is_empty()
+    }
+
     fn take(&self, most: usize, batch: &mut Vec<J>) -> bool {
         let mut waiting = self.0.lock();
         while waiting.jobs.is_empty() && !waiting.is_due() && !waiting.ended {

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::keys::{self, Latest};
 use super::names;
 use super::queue::{self, Receiver, Sender, Turn};
+use super::room::Room;
 use super::session::Session;
 use crate::journal::store::{Answer, Unavailable};
 use crate::throttle::Throttle;
@@ -81,11 +82,12 @@ where
 }
 
 impl Worker {
-    /// A thread whose jobs share transactions. `check` is asked before each of them. Answers are given
-    /// by the runtime that this is called in.
+    /// A thread whose jobs share transactions. `check` is asked before each of them, and `room` is taken
+    /// while there are none. Answers are given by the runtime that this is called in.
     pub(super) fn writer(
         connection: Connection,
         latest: Latest,
+        mut room: Option<Room>,
         on_batch: OnBatch,
         check: Check,
     ) -> Result<Self, String> {
@@ -106,6 +108,9 @@ impl Worker {
                     Ok(()) => {
                         write(&session, &mut batch, &answers);
                         index(&session, &complaints);
+                        if let Some(room) = &mut room {
+                            while queue.is_idle() && room.take_some(&session) {}
+                        }
                     }
                     lost => {
                         // What only a removed -wal holds goes into the main file while there is
@@ -303,7 +308,7 @@ mod tests {
     fn writer() -> Worker {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("CREATE TABLE notes (number INTEGER) STRICT").unwrap();
-        Worker::writer(connection, Latest::Nothing, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
+        Worker::writer(connection, Latest::Nothing, None, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap()
     }
 
     fn note(writer: &Worker, number: i64) -> Answer<'static, usize> {
@@ -388,7 +393,8 @@ mod tests {
         assert!(schema::migrate(&connection).is_ok());
         names::tests::copies(&connection, 20_000);
         let maker = Maker::begin(&connection).unwrap();
-        let writer = Worker::writer(connection, Latest::All(maker), Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap();
+        let writer =
+            Worker::writer(connection, Latest::All(maker), None, Arc::new(|_| {}), Box::new(|| Ok(()))).unwrap();
         let indexed = |session: &Session<'_>| {
             let sql = "SELECT (SELECT count(*) FROM keys) > 0, (SELECT count(*) FROM names) > 0";
             session.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
