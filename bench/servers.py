@@ -16,16 +16,13 @@ import watch
 from orders import KEY
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.append(os.path.join(ROOT, "scripts"))
+from ports import free_port
+
 HERE = os.path.join(ROOT, "bench")
 # nginx's own names for the directories that it would else want under /var.
 NGINX_PATHS = "".join(f"{name}_temp_path {{0}}/{name}; " for name in
                       ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def get(url, timeout=15):

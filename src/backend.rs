@@ -97,6 +97,12 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+impl CallError {
+    fn no_connection() -> Self {
+        Self::Unreachable("no connection in time".into())
+    }
+}
+
 impl Backend {
     /// Prepares a backend; connects to nothing yet, except that it probes where it is told to,
     /// for which it has to be made within a runtime.
@@ -147,6 +153,7 @@ impl Backend {
                 match member.call(&mut request, pass, deadline).await {
                     Ok(reply) => return Ok(reply),
                     Err(Failure::Over(error)) => return Err(error),
+                    Err(Failure::Late) => return Err(CallError::no_connection()),
                     Err(Failure::Unsent(cause)) => causes.add(member.position, &cause),
                 }
             }
@@ -165,8 +172,7 @@ impl Backend {
     /// # Errors
     /// [`CallError::Unreachable`].
     pub async fn accepts(&self, deadline: Instant) -> Result<(), CallError> {
-        let none_in_time = |_| Err(CallError::Unreachable("no connection in time".into()));
-        timeout_at(deadline, self.connect_to_any()).await.unwrap_or_else(none_in_time)
+        timeout_at(deadline, self.connect_to_any()).await.unwrap_or_else(|_| Err(CallError::no_connection()))
     }
 
     async fn connect_to_any(&self) -> Result<(), CallError> {
@@ -247,6 +253,24 @@ mod tests {
             circuit: CircuitConfig::OFF,
             probe: None,
             routes: Vec::new(),
+        }
+    }
+
+    /// What took the time was something else, the journal for one.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_time_is_over_says_nothing_of_a_backend_that_had_none_of_it() {
+        // Its kernel takes connections, and nobody speaks TLS on them.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/", silent.local_addr().unwrap());
+        let circuit = CircuitConfig { failures: 1, open_for: Duration::from_secs(3600), ..CircuitConfig::OFF };
+        let config = BackendConfig { endpoint: Endpoint::parse(&url).unwrap().0, circuit, ..config() };
+        let backend = Backend::new(&config, 1, None).unwrap();
+        for (time, opens) in [(0, false), (400, false), (600, true)] {
+            let deadline = Instant::now() + Duration::from_millis(time);
+            let request = Outgoing::new(http::Method::POST, &"/".parse().unwrap(), &HeaderValue::from_static("h"));
+            let called = backend.call(request, deadline).await;
+            assert!(matches!(called, Err(CallError::Unreachable(_))), "{time} ms");
+            assert_eq!(backend.members[0].health.admit().is_none(), opens, "{time} ms");
         }
     }
 

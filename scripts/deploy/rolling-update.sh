@@ -21,7 +21,7 @@ stop() {
     done
 }
 trap 'stop; rm -rf "$work"' EXIT
-port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+port() { python3 scripts/ports.py; }
 spi=$(port) admin=$(port) backend=$(port)
 mkdir "$work/bin"
 ln -s "$(realpath "$SPIGATE")" "$work/bin/spigate"

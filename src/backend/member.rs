@@ -31,6 +31,8 @@ pub(super) struct Member {
 pub(super) enum Failure {
     /// Nothing was sent, and why.
     Unsent(String),
+    /// The call's own time was over before the URL had a fair part of it. That says nothing of the URL.
+    Late,
     /// There is nothing more to try.
     Over(CallError),
 }
@@ -83,9 +85,11 @@ impl Member {
                 self.health.answered_badly(pass, || format!("it answered {}", reply.status.as_u16()));
             }
             Ok(_) => self.health.succeeded(pass),
+            // A trial has shown nothing, and the circuit stays open.
+            Err(Failure::Late) if pass != Pass::Trial => return,
+            Err(Failure::Late) => return self.health.failed(pass, "no connection in time"),
             Err(Failure::Unsent(cause) | Failure::Over(CallError::Unreachable(cause))) => {
-                self.health.failed(pass, cause);
-                return;
+                return self.health.failed(pass, cause);
             }
             Err(Failure::Over(CallError::Broken(cause))) => self.health.answered_badly(pass, || cause.clone()),
             Err(Failure::Over(CallError::TimedOut)) => {
@@ -101,10 +105,12 @@ impl Member {
                 Some(connection) => (connection, false),
                 None => {
                     // On the heap: it is rare, and longer than all the rest of a call.
-                    let connected = Box::pin(timeout_at(deadline, self.connect())).await;
-                    let in_time =
-                        connected.map_err(|_| Failure::Over(CallError::Unreachable("no connection in time".into())))?;
-                    let connection = in_time.map_err(Failure::Unsent)?;
+                    let begun = Instant::now();
+                    let Ok(connected) = Box::pin(timeout_at(deadline, self.connect())).await else {
+                        let is_late = begun.elapsed() < self.dialer.limit / 2;
+                        return Err(if is_late { Failure::Late } else { Failure::Over(CallError::no_connection()) });
+                    };
+                    let connection = connected.map_err(Failure::Unsent)?;
                     self.health.connected(pass);
                     (connection, true)
                 }

@@ -103,6 +103,10 @@ impl Demo {
             let url = script.url(step)?;
             let reply = platform::call(&url, None, PATIENCE).await;
             let reply = reply.map_err(|error| Failure::negative(format!("{}: {error}", step.title)))?;
+            if step.path == SLOW {
+                // The platform waits no more, and the backend is done before it asks again.
+                backend.go_on();
+            }
             let received = backend.take_received();
             let problems = step.problems(&dialect, &reply, &received);
             let mark = if problems.is_empty() { "ok" } else { "WRONG" };

@@ -89,6 +89,8 @@ where
     let mut farewell = Farewell::default();
     loop {
         tokio::select! {
+            // What has come in time is read before the time is looked at, however late this is.
+            biased;
             // An error here is the peer's.
             _ = connection.as_mut() => return true,
             () = check.as_mut() => {

@@ -61,7 +61,7 @@ async fn no_reply_is_in_the_journal_in_clear() {
         for _ in 0..3 {
             gateway.order(&create()).await;
         }
-        assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
+        gateway.wait_for_metric(UNCONFIRMED, |number| number == 1.0).await;
         gateway.order(&order).await.assert_is(&body);
         assert_sealed(&directory, order.value("order_id"), "while it runs");
         let output = gateway.stop().await;

@@ -21,11 +21,11 @@ async fn outcome_of(steps: Vec<Step>) -> Reply {
 
 #[tokio::test]
 async fn a_backend_that_cannot_be_reached_is_a_502() {
-    // A port that nobody listens on any more.
-    let closed = Backend::confirming().await.url("/");
+    // A port that nobody listens on.
+    let closed = Backend::closed();
     let plain = Backend::confirming().await;
-    for url in [closed, "http://no-such-host.invalid/".into(), plain.url("/").replace("http:", "https:")] {
-        let gateway = Setup::to(&url).start().await;
+    for url in [closed.url("/"), "http://no-such-host.invalid/".into(), plain.url("/").replace("http:", "https:")] {
+        let gateway = Setup::to(&url).backend("connect_timeout = \"2s\"").start().await;
         let reply = gateway.order(&create()).await;
         reply.assert_rejected(502, "backend_unreachable");
         assert_eq!(gateway.access_line(&reply).await["outcome"], "failed", "{url}");
@@ -37,13 +37,16 @@ async fn a_backend_that_cannot_be_reached_is_a_502() {
 #[tokio::test]
 async fn a_backend_that_never_answers_is_a_504_and_copies_do_not_call_it_again() {
     let backend = Backend::start(|_| vec![Step::Stall]).await;
-    let gateway = Setup::new(&backend).backend("answer_within = \"300ms\"\nconnect_timeout = \"300ms\"").start().await;
+    let times = "answer_within = \"1s\"\nconnect_timeout = \"1s\"";
+    let gateway = Setup::new(&backend).journal("memory:").backend(times).start().await;
     let order = create();
-    let reply = gateway.order(&order).await;
-    reply.assert_rejected(504, "backend_timeout");
-    assert_eq!(gateway.access_line(&reply).await["outcome"], "unconfirmed");
+    let first = gateway.send(&order);
+    backend.wait_for(1).await;
     // The first call still runs.
     gateway.order(&order).await.assert_rejected(503, "delivery_in_progress");
+    let reply = first.await.unwrap();
+    reply.assert_rejected(504, "backend_timeout");
+    assert_eq!(gateway.access_line(&reply).await["outcome"], "unconfirmed");
     assert_eq!(backend.count(), 1);
     gateway.order(&action("TestConnection")).await.assert_rejected(504, "backend_timeout");
 }
@@ -383,9 +386,8 @@ async fn a_connection_test_may_be_answered_by_the_gateway_itself() {
         gateway.order(&test()).await.assert_is(r#"{"success":true}"#);
     }
     assert_eq!(backend.count(), 1);
-    let url = backend.url("/");
-    drop(backend);
-    let gateway = Setup::to(&url).app("test_connection = \"probe\"").start().await;
+    let closed = Backend::closed();
+    let gateway = Setup::to(closed.url("/")).app("test_connection = \"probe\"").start().await;
     gateway.order(&test()).await.assert_rejected(502, "backend_unreachable");
 }
 

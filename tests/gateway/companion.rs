@@ -491,16 +491,17 @@ async fn limits_of_the_public_listener_hold_here_too() {
     let limits = "[limits]\nconnections = 2\nheader_timeout = \"1s\"\nidle_timeout = \"120s\"\n";
     let gateway = setup().top(limits).start().await;
     // Of all listeners together.
-    let mut slow = Connection::open(gateway.listen).await;
-    slow.send("GET").await;
+    let mut served = Connection::open(gateway.listen).await;
+    served.send(get("/nowhere", "")).await;
+    served.reply().await.unwrap().assert_rejected(404, "unknown_app");
     let mut asking = Connection::open(gateway.companion()).await;
     asking.send(question("nginx", "GET", "localhost", &create().target(), "")).await;
     assert_allowed(&asking.reply().await.unwrap());
     let refused = client::until_closed(gateway.companion(), "").await;
     assert_eq!(refused.iter().map(|reply| reply.status).collect::<Vec<_>>(), [503]);
-    // Whoever is slow loses the place.
-    assert!(slow.until_closed().await.is_empty());
+    drop(served);
     gateway.wait_for_metric("spigate_connections", |connections| connections == 1.0).await;
+    // Whoever is slow loses the place.
     let mut slow = Connection::open(gateway.companion()).await;
     slow.send("GET /companion/auth-request HTTP/1.1\r\nHost:").await;
     assert!(slow.until_closed().await.is_empty());
@@ -508,7 +509,7 @@ async fn limits_of_the_public_listener_hold_here_too() {
 
 #[tokio::test]
 async fn a_stop_answers_what_was_asked() {
-    let gateway = setup().top("[shutdown]\ndelay = \"3s\"\n").start().await;
+    let gateway = setup().top("[shutdown]\ndelay = \"5s\"\n").start().await;
     let mut asking = Connection::open(gateway.companion()).await;
     asking.send(question("envoy", "GET", "localhost", &create().target(), "")).await;
     assert_allowed(&asking.reply().await.unwrap());

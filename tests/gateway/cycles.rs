@@ -117,6 +117,7 @@ async fn a_late_end_does_not_swallow_the_one_after_the_renewal() {
         let short = "answer_within = \"2s\"\nconnect_timeout = \"2s\"";
         let gateway = Setup::new(&backend).journal(journal).backend(short).start().await;
         gateway.order(&of_instance(end)).await.assert_rejected(504, "backend_timeout");
+        gateway.hurry_no_more().await;
         gateway.order(&of_instance(RENEW)).await.assert_is(DONE);
         gate.open();
         gateway.wait_for_deliveries(end, "late", 1).await;

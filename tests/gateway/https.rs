@@ -112,7 +112,7 @@ async fn where_clients_need_a_certificate_only_the_right_one_opens() {
         connection.reply().await.unwrap().assert_is(CREATED);
     }
     assert_eq!(backend.count(), 2);
-    assert_eq!(gateway.metric(&errors("refused")).await, 6.0);
+    gateway.wait_for_metric(&errors("refused"), |refused| refused == 6.0).await;
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ async fn an_instance_of_another_order_breaks_the_contract_and_a_new_one_succeeds
             // The caller learns nothing of other orders.
             assert!(!reply.text().contains("instance"), "{}", reply.text());
         }
-        assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
+        gateway.wait_for_metric(UNCONFIRMED, |number| number == 1.0).await;
         assert_eq!(gateway.deliveries(CREATE, "unconfirmed").await, 2.0);
         let rule =
             format!("spigate_backend_violations_total{{action=\"{CREATE}\",app=\"crm\",rule=\"instance_id_reused\"}}");

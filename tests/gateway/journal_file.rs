@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use crate::support::backend::{Backend, CREATED};
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, Setup, UNANSWERED};
 use crate::support::order::create;
 use crate::support::{has_program, own_mounts};
 
@@ -264,9 +264,12 @@ async fn a_file_that_is_damaged_while_it_is_served_is_noticed_though_nobody_orde
     let gateway = Gateway::over(&backend).await;
     let order = create();
     gateway.order(&order).await.assert_is(CREATED);
+    // A log that gets its receipt later would have the page, whole.
+    gateway.wait_for_metric(UNANSWERED, |unanswered| unanswered == 0.0).await;
     let file = gateway.directory().path().join(JOURNAL);
     let other = Connection::open(&file).unwrap();
-    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    let busy = "PRAGMA wal_checkpoint(TRUNCATE)";
+    assert!(!other.query_row(busy, [], |row| row.get::<_, bool>(0)).unwrap());
     let page = "SELECT rootpage FROM sqlite_schema WHERE name = 'deliveries'";
     let page: usize = other.query_row(page, [], |row| row.get::<_, u32>(0)).unwrap().try_into().unwrap();
     let (page, whole) = ((page - 1) * 4096, fs::read(&file).unwrap());

@@ -41,8 +41,7 @@ async fn admin_answers_while_every_place_is_taken_and_connections_flood_in() {
     let backend = Backend::start(move |_| [vec![Step::Wait(wait.clone())], json(CREATED)].concat()).await;
     let setup = Setup::new(&backend).forwarding_all().environment("TOKIO_WORKER_THREADS", "1");
     let limits = "[limits]\nconnections = 1100\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n";
-    let timeouts = "answer_within = \"100s\"\ntimeout = \"100s\"";
-    let gateway = setup.top(limits).backend(timeouts).start().await;
+    let gateway = setup.top(limits).start().await;
 
     // Every place of limits.in_flight, with a backend that hangs.
     let mut held = Vec::new();
@@ -85,7 +84,9 @@ async fn the_admin_listener_has_a_thread_of_its_own() {
     // A thread names itself, after it has begun.
     assert_eq!(one_reply(gateway.admin, get("/livez", "")).await.status, 200);
     let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
-    let names: Vec<_> = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap()).collect();
+    // Some threads may end meanwhile.
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    let names: Vec<_> = names.collect();
     assert!(names.iter().any(|name| name.trim() == "admin"), "{names:?}");
 }
 

@@ -142,7 +142,7 @@ async fn what_a_killed_gateway_had_running_is_taken_over_when_its_lease_has_ende
     let attempts = backend.attempts();
     let key = attempts[0].1.clone();
     assert_eq!(attempts, [(1, key.clone()), (2, key)]);
-    assert_eq!(other.metric(UNCONFIRMED).await, 0.0);
+    other.wait_for_metric(UNCONFIRMED, |number| number == 0.0).await;
 }
 
 /// Sends new orders one after the other until it is told to stop; those that it sent.

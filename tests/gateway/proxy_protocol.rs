@@ -178,7 +178,7 @@ async fn a_real_haproxy_is_understood_in_both_versions() {
         "haproxy.cfg",
         &format!(
             "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 20s\n  timeout client 60s\n  \
-             timeout server 60s\n  default-server check inter 50ms check-send-proxy\nlisten one\n  bind {one}\n  \
+             timeout server 60s\n  default-server check inter 50ms fall 1000 check-send-proxy\nlisten one\n  bind {one}\n  \
              server gateway {listen} send-proxy\nlisten two\n  bind {two}\n  server gateway {listen} send-proxy-v2\n"
         ),
     );

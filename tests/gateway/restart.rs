@@ -44,7 +44,7 @@ async fn a_recorded_order_is_replayed_byte_for_byte_without_a_call() {
     for _ in 0..2 {
         let gateway = setup(&backend, &directory).start().await;
         // That they were answered was recorded, too.
-        assert_eq!(gateway.metric(UNANSWERED).await, 0.0);
+        gateway.wait_for_metric(UNANSWERED, |number| number == 0.0).await;
         gateway.order(&order.clone().seconds_from_now(-1)).await.assert_is(body);
         gateway.order(&action("ExpireAppInstance").with("instance_id", "i")).await.assert_is(body);
         gateway.order(&order.clone().with("user_id", "other")).await.assert_rejected(422, "order_conflict");
@@ -72,7 +72,7 @@ async fn attempts_cycles_and_instances_go_on_where_they_were() {
     gateway.order(&expire()).await.assert_is(&created("ins-6"));
     gateway.stop().await;
     let gateway = setup(&backend, &directory).start().await;
-    assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
+    gateway.wait_for_metric(UNCONFIRMED, |number| number == 1.0).await;
     gateway.order(&order).await.assert_is(&created("ins-7"));
     let seen = backend.attempts();
     let numbers: Vec<_> = seen.iter().map(|(number, _)| *number).collect();
@@ -188,11 +188,11 @@ async fn an_end_that_cannot_wait_for_a_running_call_leaves_it_unconfirmed_and_sa
     assert!(found, "{output}");
 
     let gateway = setup(&backend, &directory).start().await;
-    assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
+    gateway.wait_for_metric(UNCONFIRMED, |number| number == 1.0).await;
     gateway.order(&order).await.assert_is(&created("ins-2"));
     let attempts = backend.attempts();
     assert_eq!(attempts, [(1, attempts[0].1.clone()), (2, attempts[0].1.clone())]);
-    assert_eq!(gateway.metric(UNCONFIRMED).await, 0.0);
+    gateway.wait_for_metric(UNCONFIRMED, |number| number == 0.0).await;
     gate.open();
 }
 
@@ -247,7 +247,7 @@ async fn a_killed_process_leaves_its_running_calls_unconfirmed_and_its_confirmat
         assert!(lost.await.is_err());
         let taken_over = |line: &serde_json::Value| line["level"] == "WARN" && line["deliveries"] == 1;
         gateway.line("what the process before had running", taken_over).await;
-        assert_eq!(gateway.metric(UNCONFIRMED).await, 1.0);
+        gateway.wait_for_metric(UNCONFIRMED, |number| number == 1.0).await;
         gateway.order(&done).await.assert_is(CREATED);
         let reply = gateway.order(&running).await;
         if count == 1 {
@@ -274,7 +274,7 @@ async fn what_was_never_answered_is_still_known_after_a_restart() {
     gateway.wait_for_deliveries(CREATE, "late", 1).await;
     gateway.stop().await;
     let gateway = setup(&backend, &directory).start().await;
-    assert_eq!(gateway.metric(UNANSWERED).await, 1.0);
+    gateway.wait_for_metric(UNANSWERED, |number| number == 1.0).await;
     gateway.order(&order).await.assert_is(CREATED);
     gateway.wait_for_metric(UNANSWERED, |unanswered| unanswered == 0.0).await;
     backend.only_request();

@@ -44,13 +44,15 @@ async fn a_stopped_backend_is_a_504_and_what_it_says_when_it_goes_on_is_the_answ
     let mut server = Command::new("python3");
     server.args(["-c", SERVER, &address.port().to_string(), CREATED]);
     let backend = Process::start(&mut server, address, log).await;
-    let times = "connect_timeout = \"300ms\"\nanswer_within = \"300ms\"";
+    // Long enough for two flushes of a slow disk.
+    let times = "connect_timeout = \"2s\"\nanswer_within = \"2s\"";
     let mut gateway = Setup::to(format!("http://{address}/spi")).backend(times).start().await;
 
     signal(&backend, "STOP");
     let order = create();
     gateway.order(&order).await.assert_rejected(504, "backend_timeout");
     gateway.order(&order).await.assert_rejected(503, "delivery_in_progress");
+    gateway.hurry_no_more().await;
     signal(&backend, "CONT");
     let late = "spigate_deliveries_total{action=\"CreateAppInstance\",app=\"crm\",outcome=\"late\"}";
     gateway.wait_for_metric(late, |late| late == 1.0).await;

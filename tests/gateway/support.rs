@@ -34,9 +34,14 @@ pub(crate) struct Directory(PathBuf);
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("spigate-test-{}-{}", std::process::id(), unique()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        // A run that was killed may have left one behind, and its number may come again.
+        loop {
+            let path = std::env::temp_dir().join(format!("spigate-test-{}-{}", std::process::id(), unique()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{}", path.display()),
+            }
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -56,10 +56,7 @@ async fn it_says_when_it_serves_reloads_and_stops() {
         (Some("[log]\nlevel = \"warn\"\n"), Some("STATUS=serving by a configuration that was reloaded")),
     ] {
         if let Some(change) = change {
-            let path = gateway.directory().path().join("spigate.toml");
-            let text = std::fs::read_to_string(&path).unwrap();
-            let rest = text.split_once("[shutdown]").unwrap().1;
-            std::fs::write(path, format!("{change}[shutdown]{rest}")).unwrap();
+            gateway.rewrite(|text| format!("{change}[shutdown]{}", text.split_once("[shutdown]").unwrap().1));
         }
         let asked_at = monotonic();
         gateway.signal("HUP");
@@ -120,10 +117,17 @@ import os, signal, socket, subprocess, sys
 listener = socket.create_server(("127.0.0.1", 0), backlog=64)
 os.dup2(listener.fileno(), 3, inheritable=True)
 environment = {**os.environ, "LISTEN_FDS": "1", "SPIGATE_LISTEN__ADDRESS": "127.0.0.1:%d" % listener.getsockname()[1]}
-runs = []
-signal.signal(signal.SIGTERM, lambda *_: runs[-1].send_signal(signal.SIGTERM))
-for _ in range(2):
+runs, asked = [], []
+def end(*_):
+    asked.append(1)
+    if len(runs) >= len(asked):
+        runs[-1].send_signal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, end)
+for turn in (1, 2):
     runs.append(subprocess.Popen(sys.argv[1:], env=environment, pass_fds=[3]))
+    # It may have been asked to end before it was known.
+    if len(asked) >= turn:
+        runs[-1].send_signal(signal.SIGTERM)
     if runs[-1].wait() != 0:
         sys.exit(1)
 "#;

@@ -6,7 +6,7 @@
 #![allow(dead_code, reason = "not every target uses all of it")]
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -77,10 +77,16 @@ impl Server {
     pub(crate) fn start(settings: &[&str], rules: &str) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(1);
         let programs = programs()?.to_owned();
-        let name = format!("spigate-pg-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        // Not below target/: the user postgres may not be let there.
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir(&directory).unwrap();
+        // Not below target/: the user postgres may not be let there. One that a killed run left behind may
+        // have the same number.
+        let directory = loop {
+            let name = format!("spigate-pg-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+            let directory = std::env::temp_dir().join(name);
+            match fs::create_dir(&directory) {
+                Ok(()) => break directory,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}", directory.display()),
+            }
+        };
         give(&directory);
         let server = Self {
             programs,

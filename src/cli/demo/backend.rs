@@ -6,7 +6,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -17,16 +16,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::dialect::Dialect;
 
 /// The path at which the backend answers what no platform can read.
 pub(super) const BROKEN: &str = "/broken";
 
-/// The path at which it takes its time.
+/// The path at which it takes its time, until it is [told to go on](SampleBackend::go_on).
 pub(super) const SLOW: &str = "/slow";
-/// Longer than the demo's gateway lets the platform wait, shorter than twice that.
-const SLOWNESS: Duration = Duration::from_millis(1_500);
 
 /// The sample backend.
 #[derive(Clone)]
@@ -34,6 +32,7 @@ pub(super) struct SampleBackend {
     dialect: Arc<Dialect>,
     received: Arc<Mutex<Vec<String>>>,
     count: Arc<AtomicUsize>,
+    goes_on: watch::Sender<bool>,
 }
 
 impl SampleBackend {
@@ -44,7 +43,8 @@ impl SampleBackend {
     pub(super) async fn start(dialect: Arc<Dialect>) -> io::Result<(Self, SocketAddr)> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let backend = Self { dialect, received: Arc::default(), count: Arc::default() };
+        let backend =
+            Self { dialect, received: Arc::default(), count: Arc::default(), goes_on: watch::Sender::new(false) };
         let served = backend.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -61,6 +61,11 @@ impl SampleBackend {
         std::mem::take(&mut self.received.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// From here on it takes its time nowhere.
+    pub(super) fn go_on(&self) {
+        self.goes_on.send_replace(true);
+    }
+
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         let is_broken = request.uri().path() == BROKEN;
         let is_slow = request.uri().path() == SLOW;
@@ -72,7 +77,8 @@ impl SampleBackend {
             .and_then(|body| body.get(&self.dialect.action_parameter)?.as_str().map(str::to_owned));
         self.received.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{line}\n{}", super::members(&text)));
         if is_slow {
-            tokio::time::sleep(SLOWNESS).await;
+            // The sender is there for as long as this is.
+            let _ = self.goes_on.subscribe().wait_for(|goes_on| *goes_on).await;
         }
         // A new id for each purchase, as the platform demands.
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;

@@ -12,6 +12,9 @@ use super::client::{self, Reply};
 use super::order::{KEY, Order};
 use super::{Directory, within_deadline};
 
+/// A backend's times above every deadline of the tests.
+const UNHURRIED: &str = "answer_within = \"100s\"\nconnect_timeout = \"100s\"\ntimeout = \"100s\"\n";
+
 /// A configuration in pieces; what a test does not set has defaults that suit tests.
 pub(crate) struct Setup {
     url: String,
@@ -159,7 +162,9 @@ impl Setup {
         } else {
             "[limits]\nheader_timeout = \"120s\"\nidle_timeout = \"120s\"\n"
         };
-        let backend = backend.as_ref().map(|keys| format!("[apps.backend]\nurl = \"{url}\"\n{keys}\n"));
+        let timed = ["answer_within", "connect_timeout", "timeout"].map(|key| format!("{key} = "));
+        let times = |keys: &str| if timed.iter().any(|key| keys.contains(key)) { "" } else { UNHURRIED };
+        let backend = backend.as_ref().map(|keys| format!("[apps.backend]\nurl = \"{url}\"\n{}{keys}\n", times(keys)));
         let backend = backend.unwrap_or_default();
         format!(
             "{top}\n{limits}
@@ -506,6 +511,16 @@ impl Gateway {
         self.rewrite(change);
         self.signal("HUP");
         self.wait_for_reload("success", before).await;
+    }
+
+    /// From here on answers have time. Calls that run keep what they have.
+    pub(crate) async fn hurry_no_more(&self) {
+        let longer = |line: &str| match line.trim_start().split_once(" = ") {
+            Some(("answer_within", _)) => "answer_within = \"50s\"".to_owned(),
+            Some(("timeout", _)) => "timeout = \"60s\"".to_owned(),
+            _ => line.to_owned(),
+        };
+        self.reconfigure(|text| text.lines().map(longer).collect::<Vec<_>>().join("\n")).await;
     }
 
     /// Asks it to end, and does not wait for that.
