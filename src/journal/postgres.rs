@@ -39,7 +39,7 @@ use tokio::time::Instant;
 
 pub use self::failure::OpenError;
 
-use self::database::{Database, STATEMENT, Tables};
+use self::database::{Database, Patience, Tables};
 use self::failure::Failure;
 use self::listen::Waiting;
 use self::rows::Stored;
@@ -82,7 +82,16 @@ impl PostgresStore {
     /// # Errors
     /// What is wrong with the URL; never a part of it.
     pub fn new(url: &Secret, gateway: impl Into<Arc<str>>, lease: Duration) -> Result<Self, String> {
-        Self::over(url, Tables::Made, gateway.into(), lease)
+        Self::over(url, Tables::Made, gateway.into(), lease, Patience::default())
+    }
+
+    /// The same for tests: whatever the machine does meanwhile, nothing is given up for that.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[doc(hidden)]
+    pub fn patient(url: &Secret, gateway: impl Into<Arc<str>>, lease: Duration) -> Result<Self, String> {
+        Self::over(url, Tables::Made, gateway.into(), lease, Patience::ENDLESS)
     }
 
     /// Prepares a store for somebody who looks at it beside its gateways, and changes no tables.
@@ -91,11 +100,17 @@ impl PostgresStore {
     /// What is wrong with the URL; never a part of it.
     pub fn visit(url: &Secret) -> Result<Self, String> {
         // Not a name that a gateway gives itself, and no lease: a visitor claims nothing.
-        Self::over(url, Tables::Expected, "visitor".into(), Duration::ZERO)
+        Self::over(url, Tables::Expected, "visitor".into(), Duration::ZERO, Patience::default())
     }
 
-    fn over(url: &Secret, tables: Tables, gateway: Arc<str>, lease: Duration) -> Result<Self, String> {
-        let database = Database::new(Target::parse(url)?, tables)?;
+    fn over(
+        url: &Secret,
+        tables: Tables,
+        gateway: Arc<str>,
+        lease: Duration,
+        patience: Patience,
+    ) -> Result<Self, String> {
+        let database = Database::new(Target::parse(url, patience.connect)?, tables, patience)?;
         let shared = Shared { database, gateway, lease, waiting: Arc::default(), given_up: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener: OnceLock::new() })
     }
@@ -170,7 +185,7 @@ impl Shared {
             let mut sql = Statement::new("SELECT pg_notify(");
             sql.bind(listen::CHANNEL.to_owned()).push(", ").bind(listen::payload(&key)).push(")");
             // Those who are not told look for themselves.
-            let _ = shared.database.run(sql, Instant::now() + STATEMENT).await;
+            let _ = shared.database.run(sql, shared.database.deadline()).await;
         });
     }
 }
@@ -191,7 +206,7 @@ impl Deliveries for PostgresStore {
         );
         sql.bind(key.as_bytes().to_vec()).push(" AND state = ").bind(told.as_str().to_owned());
         Answer::work(async move {
-            shared.database.run(sql, Instant::now() + STATEMENT).await?;
+            shared.database.run(sql, shared.database.deadline()).await?;
             Ok(())
         })
     }
@@ -212,14 +227,14 @@ impl Deliveries for PostgresStore {
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        Answer::work(async move { Ok(self.shared.keep_lease(Instant::now() + STATEMENT).await?) })
+        Answer::work(async move { Ok(self.shared.keep_lease(self.shared.database.deadline()).await?) })
     }
 
     fn close(&self) -> Answer<'_, ()> {
         let mut sql = Statement::new("DELETE FROM spigate_gateways WHERE id = ");
         sql.bind(text(&self.shared.gateway));
         Answer::work(async move {
-            self.shared.database.run_reserved(sql, Instant::now() + STATEMENT).await?;
+            self.shared.database.run_reserved(sql, self.shared.database.deadline()).await?;
             Ok(())
         })
     }

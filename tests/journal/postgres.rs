@@ -51,8 +51,25 @@ impl Postgres {
         Self { database: server.database(), server }
     }
 
+    /// Of which no test waits for a limit.
     fn store(&self, name: &str) -> PostgresStore {
-        PostgresStore::new(&Secret::new(self.server.url(&self.database)), name.to_owned(), LEASE).unwrap()
+        PostgresStore::patient(&self.url(), name.to_owned(), LEASE).unwrap()
+    }
+
+    fn url(&self) -> Secret {
+        Secret::new(self.server.url(&self.database))
+    }
+
+    /// A gateway with a gateway's patience.
+    async fn open_hasty(&self) -> Gateway {
+        let name = name();
+        self.begin(PostgresStore::new(&self.url(), name.clone(), LEASE).unwrap(), name).await
+    }
+
+    async fn begin(&self, store: PostgresStore, name: String) -> Gateway {
+        store.open().await.unwrap();
+        self.settle(&name);
+        Gateway::new(name, Arc::new(store)).await
     }
 
     /// Runs statements behind the store's back.
@@ -80,10 +97,7 @@ impl Bench for Postgres {
 
     async fn open(&mut self) -> Gateway {
         let name = name();
-        let store = self.store(&name);
-        store.open().await.unwrap();
-        self.settle(&name);
-        Gateway::new(name, Arc::new(store)).await
+        self.begin(self.store(&name), name).await
     }
 
     async fn crash(&mut self, gateway: Gateway) -> Gateway {

@@ -9,7 +9,6 @@ use tokio_postgres::Row;
 
 use super::Shared;
 use super::claim::{Judge, push_lapsed};
-use super::database::STATEMENT;
 use super::failure::Failure;
 use super::finish;
 use super::rows::{self, get};
@@ -40,7 +39,7 @@ pub(super) async fn look(shared: &Arc<Shared>, key: &DeliveryKey) -> Result<Opti
     push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.key = ", rows::ENTRY));
     sql.bind(key.as_bytes().to_vec());
-    let rows = shared.database.read(sql, Instant::now() + STATEMENT).await?;
+    let rows = shared.database.read(sql, shared.database.deadline()).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (now, lapsed) = (get(row, "now")?, get(row, "lapsed")?);
     Ok(rows::stored(row)?.map(|stored| as_it_stands(stored.entry, lapsed, now)))
@@ -58,7 +57,7 @@ pub(super) async fn list(
     let mut before = cursor.unwrap_or(i64::MAX);
     let Ok(keys) = filter.id.as_deref().map(keys_of).transpose() else { return Ok(found) };
     while found.len() < limit {
-        let deadline = Instant::now() + STATEMENT;
+        let deadline = shared.database.deadline();
         let mut sql = Statement::new("SELECT clock_timestamp() AS now, ");
         push_lapsed(&mut sql, shared, Judge::Visitor);
         sql.push(&format!(", {} FROM spigate_deliveries AS d WHERE d.id < ", rows::ENTRY)).bind(before);
@@ -208,7 +207,7 @@ pub(super) async fn counts(shared: &Arc<Shared>) -> Result<Vec<Counts>, Unavaila
         " FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed
          ) AS parts GROUP BY app ORDER BY app",
     );
-    let rows = shared.database.read(sql, Instant::now() + STATEMENT).await?;
+    let rows = shared.database.read(sql, shared.database.deadline()).await?;
     let counts = rows.iter().map(|row| {
         Ok(Counts { app: get(row, "app")?, unconfirmed: get(row, "unconfirmed")?, unanswered: get(row, "unanswered")? })
     });
@@ -279,7 +278,7 @@ fn push_before(sql: &mut Statement, now: Timestamp, limit: Timestamp) {
 }
 
 async fn remove(shared: &Arc<Shared>, statement: Statement) -> Result<usize, Failure> {
-    match shared.database.run(statement, Instant::now() + STATEMENT).await {
+    match shared.database.run(statement, shared.database.deadline()).await {
         Ok(rows) => Ok(rows.len()),
         // Another gateway does the same.
         Err(Failure::Race(_)) => Ok(0),
@@ -290,14 +289,14 @@ async fn remove(shared: &Arc<Shared>, statement: Statement) -> Result<usize, Fai
 /// Records as lost what gateways that are gone had running. A copy of the order would do so too;
 /// the operator has to hear of it even if none comes.
 async fn lose_lapsed(shared: &Arc<Shared>, batch: i64) -> Result<(), Failure> {
-    let deadline = Instant::now() + STATEMENT;
+    let deadline = shared.database.deadline();
     let mut sql = Statement::new("SELECT key FROM (SELECT d.id, d.key, ");
     push_lapsed(&mut sql, shared, Judge::Gateway);
     sql.push(" FROM spigate_deliveries AS d WHERE d.state = 'running') AS running WHERE lapsed ORDER BY id LIMIT ");
     sql.bind(batch);
     for row in &shared.database.read(sql, deadline).await? {
         if let Some(key) = DeliveryKey::from_slice(&get::<Vec<u8>>(row, "key")?) {
-            match finish::lose(shared, &key, LEASE_LOST, Instant::now() + STATEMENT).await {
+            match finish::lose(shared, &key, LEASE_LOST, shared.database.deadline()).await {
                 Ok(_) | Err(Failure::Race(_)) => {}
                 Err(failure) => return Err(failure),
             }

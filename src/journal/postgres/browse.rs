@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::Shared;
 use super::archive::{keys_of, push_conditions, push_equal, records, storable};
 use super::claim::{Judge, push_lapsed};
-use super::database::STATEMENT;
 use super::rows::{self, get};
 use super::statement::{Statement, text};
 use crate::journal::entry::{AttemptOutcome, State};
@@ -30,7 +29,7 @@ pub(super) async fn browse(
     limit: usize,
 ) -> Result<Browsed, Unavailable> {
     let nothing = Browsed { records: Vec::new(), next: None, stopped_at: None };
-    let deadline = Instant::now() + STATEMENT;
+    let deadline = shared.database.deadline();
     let Ok(keys) = filter.id.as_deref().map(keys_of).transpose() else { return Ok(nothing) };
     let mut before = cursor.unwrap_or(i64::MAX);
     if let Some(until) = filter.until.and_then(|until| until.checked_add(DISORDER).ok()) {
@@ -151,7 +150,7 @@ pub(super) async fn recent(shared: &Arc<Shared>, since: Timestamp, most: usize) 
         "SELECT app, received_at, state, outcome, began_at, ended_at FROM spigate_deliveries WHERE received_at >= ",
     );
     sql.bind(storable(since)).push(" ORDER BY received_at DESC LIMIT ").bind(i64::try_from(most).unwrap_or(i64::MAX));
-    let rows = shared.database.read(sql, Instant::now() + STATEMENT).await?;
+    let rows = shared.database.read(sql, shared.database.deadline()).await?;
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         // What another version has written is left out here, and complained of where it is shown.

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
-use super::database::{SETTLE, STATEMENT};
 use super::failure::Failure;
 use super::rows::{self, Stored, get};
 use super::statement::{Statement, text};
@@ -44,7 +43,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
         return Err(Unavailable::new("this claim was given up and is being released"));
     }
     let began = Instant::now();
-    let mut deadline = began + STATEMENT;
+    let mut deadline = began + shared.database.patience().statement;
     let mut doubtful: Option<Doubtful> = None;
     while Instant::now() < deadline {
         let cycle = cycle(shared, ask, deadline).await?;
@@ -114,7 +113,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, ask: &Arc<Ask>) -> Result<Claime
             }
             Err(Failure::Unknown(_)) => {
                 doubtful = written.map(Doubtful::in_doubt);
-                deadline = began + SETTLE;
+                deadline = began + shared.database.patience().settle;
             }
         }
     }
@@ -304,7 +303,7 @@ async fn follow_up(shared: &Arc<Shared>, ask: Arc<Ask>, entry: Arc<Entry>, versi
 
 /// One try of it; `true` if it is known not to run.
 async fn release(shared: &Arc<Shared>, end: &End, entry: &Arc<Entry>, version: i64) -> Result<bool, Unavailable> {
-    let deadline = Instant::now() + STATEMENT;
+    let deadline = shared.database.deadline();
     let statement = match shared.stored_at(&end.key, deadline).await? {
         Some(stored) if stored.version != version => {
             let latest = &stored.entry.latest;

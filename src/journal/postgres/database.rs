@@ -17,19 +17,40 @@ use tokio_postgres::{Client, Row};
 use super::failure::{self, Failure, OpenError};
 use super::schema;
 use super::statement::Statement;
-use super::target::{CONNECT, Target};
+use super::target::Target;
 
-/// How long the result of a statement is waited for.
-pub(super) const STATEMENT: Duration = Duration::from_secs(2);
-/// How long an operation may take in which one statement had no result, so that another one had
-/// to look what became of it.
-pub(super) const SETTLE: Duration = Duration::from_secs(4);
 /// After this time without a result a connection is given up.
 const STUCK: Duration = Duration::from_secs(10);
 /// Each holds one statement at a time, which takes a millisecond or two.
 const CONNECTIONS: usize = 16;
 /// One for the lease, and one for when that is stuck.
 const RESERVED: usize = 2;
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// A connection, from the look-up of the name to the end of its handshakes.
+    pub(super) connect: Duration,
+    /// A statement, until its result is there.
+    pub(super) statement: Duration,
+    /// An operation in which one statement had no result, so that another one had to look what became
+    /// of it.
+    pub(super) settle: Duration,
+}
+
+impl Patience {
+    /// For tests of other things.
+    pub(super) const ENDLESS: Self = {
+        let hour = Duration::from_secs(3600);
+        Self { connect: hour, statement: hour, settle: hour }
+    };
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(2), statement: Duration::from_secs(2), settle: Duration::from_secs(4) }
+    }
+}
 
 /// What becomes of tables that are missing or of an older version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +65,7 @@ pub(super) enum Tables {
 pub(super) struct Database {
     tables: Tables,
     target: Target,
+    patience: Patience,
     pool: Pool,
     /// For the lease alone: it is kept although everything else waits for a lock on the server.
     reserved: Pool,
@@ -53,9 +75,18 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(target: Target, tables: Tables) -> Result<Self, String> {
-        let (pool, reserved) = (pool(&target, CONNECTIONS)?, pool(&target, RESERVED)?);
-        Ok(Self { tables, target, pool, reserved, current: Arc::default(), opening: Mutex::default() })
+    pub(super) fn new(target: Target, tables: Tables, patience: Patience) -> Result<Self, String> {
+        let (pool, reserved) = (pool(&target, CONNECTIONS, patience)?, pool(&target, RESERVED, patience)?);
+        Ok(Self { tables, target, patience, pool, reserved, current: Arc::default(), opening: Mutex::default() })
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// Until when the result of a statement that is begun now is waited for.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.patience.statement
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -123,14 +154,14 @@ impl Database {
     }
 }
 
-fn pool(target: &Target, size: usize) -> Result<Pool, String> {
+fn pool(target: &Target, size: usize, patience: Patience) -> Result<Pool, String> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(target.config.clone(), target.tls.clone(), recycling);
     let pool = Pool::builder(manager)
         .max_size(size)
-        .wait_timeout(Some(STATEMENT))
-        .create_timeout(Some(CONNECT))
-        .recycle_timeout(Some(CONNECT))
+        .wait_timeout(Some(patience.statement))
+        .create_timeout(Some(patience.connect))
+        .recycle_timeout(Some(patience.connect))
         .runtime(Runtime::Tokio1);
     pool.build().map_err(|error| error.to_string())
 }

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::claim::{Judge, push_lapsed};
-use super::database::{SETTLE, STATEMENT};
 use super::failure::Failure;
 use super::rows::{self, Stored, get};
 use super::statement::Statement;
@@ -29,7 +28,7 @@ struct Seen {
 /// breaks is a reason to look again.
 pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished, Arc<Entry>), Unavailable> {
     let began = Instant::now();
-    let mut deadline = began + STATEMENT;
+    let mut deadline = began + shared.database.patience().statement;
     let mut raced = false;
     while Instant::now() < deadline {
         let claimed = match &end.ending {
@@ -60,7 +59,7 @@ pub(super) async fn finish(shared: &Arc<Shared>, end: &End) -> Result<(Finished,
             Ok(true) => return Ok((finished, entry)),
             Ok(false) => {}
             Err(Failure::Race(_)) => raced = true,
-            Err(Failure::Unknown(_)) => deadline = began + SETTLE,
+            Err(Failure::Unknown(_)) => deadline = began + shared.database.patience().settle,
             Err(failure) => return Err(failure.into()),
         }
     }
@@ -74,7 +73,7 @@ pub(super) async fn resolve(
     ruling: &Ruling,
 ) -> Result<Option<Resolved>, Unavailable> {
     let began = Instant::now();
-    let mut deadline = began + STATEMENT;
+    let mut deadline = began + shared.database.patience().statement;
     let mut in_doubt: Option<Entry> = None;
     while Instant::now() < deadline {
         let Some(known) = shared.stored_at(key, deadline).await? else { return Ok(None) };
@@ -98,7 +97,7 @@ pub(super) async fn resolve(
             Ok(false) | Err(Failure::Race(_)) => {}
             Err(Failure::Unknown(_)) => {
                 in_doubt = Some(entry);
-                deadline = began + SETTLE;
+                deadline = began + shared.database.patience().settle;
             }
             Err(failure) => return Err(failure.into()),
         }

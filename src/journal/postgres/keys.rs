@@ -1,9 +1,6 @@
 //! The data keys that seal replies.
 
-use tokio::time::Instant;
-
 use super::Shared;
-use super::database::STATEMENT;
 use super::failure::Failure;
 use super::rows::get;
 use super::statement::{Statement, text};
@@ -13,7 +10,7 @@ use crate::journal::store::{DataKey, Unavailable, Wrap};
 pub(super) async fn data_keys(shared: &Shared) -> Result<Vec<DataKey>, Unavailable> {
     let sql = "SELECT k.id, k.app, w.wrapper, w.bytes FROM spigate_data_keys AS k
                LEFT JOIN spigate_wraps AS w ON w.data_key = k.id ORDER BY k.id, w.touched_at, w.wrapper";
-    let rows = shared.database.read(Statement::new(sql), Instant::now() + STATEMENT).await?;
+    let rows = shared.database.read(Statement::new(sql), shared.database.deadline()).await?;
     let mut keys = Vec::<DataKey>::new();
     for row in &rows {
         let id = get(row, "id")?;
@@ -33,7 +30,7 @@ pub(super) async fn add(shared: &Shared, app: &str, wraps: Vec<Wrap>) -> Result<
     sql.bind(text(app)).push(") RETURNING id), ");
     push_wraps(&mut sql, "added", wraps);
     sql.push(" SELECT id FROM added");
-    let rows = shared.database.run(sql, Instant::now() + STATEMENT).await?;
+    let rows = shared.database.run(sql, shared.database.deadline()).await?;
     let row = rows.first().ok_or_else(|| Unavailable::new("the server answered without a row"))?;
     Ok(get(row, "id")?)
 }
@@ -44,7 +41,7 @@ pub(super) async fn put(shared: &Shared, data_key: i64, wraps: Vec<Wrap>) -> Res
     sql.bind(data_key).push("), ");
     push_wraps(&mut sql, "known", wraps);
     sql.push(" SELECT id FROM known");
-    match shared.database.run(sql, Instant::now() + STATEMENT).await {
+    match shared.database.run(sql, shared.database.deadline()).await {
         // Several gateways put the same at their start.
         Ok(_) | Err(Failure::Race(_)) => Ok(()),
         Err(failure) => Err(failure.into()),

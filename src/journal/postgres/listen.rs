@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::AsyncMessage;
 
-use super::target::{CONNECT, Target};
+use super::target::Target;
 use crate::journal::key::DeliveryKey;
 
 /// Where notifications are sent.
@@ -114,7 +114,8 @@ pub(super) async fn listen(target: Target, waiting: Arc<Waiting>) {
 
 /// Hears notifications until the connection breaks.
 async fn hear(target: &Target, waiting: &Waiting) {
-    let Ok(Ok((client, mut connection))) = timeout(CONNECT, target.config.connect(target.tls.clone())).await else {
+    let Ok(Ok((client, mut connection))) = timeout(target.limit, target.config.connect(target.tls.clone())).await
+    else {
         return;
     };
     let mut messages = pin!(async {

@@ -17,8 +17,6 @@ use super::failure::{self, OpenError};
 use crate::backend::client_tls;
 use crate::config::scalar::Secret;
 
-/// How long a connection may take, from the look-up of the name to the end of its handshakes.
-pub(super) const CONNECT: Duration = Duration::from_secs(2);
 /// How long a dead peer goes unnoticed.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -27,15 +25,17 @@ const SILENCE: Duration = Duration::from_secs(10);
 pub(super) struct Target {
     pub(super) config: Config,
     pub(super) tls: MakeRustlsConnect,
+    /// How long a connection may take.
+    pub(super) limit: Duration,
 }
 
 impl Target {
-    /// Reads a URL. Connects to nothing.
+    /// Reads a URL. Connects to nothing. `limit` is how long a connection may take.
     ///
     /// # Errors
     /// What is wrong with it, without a part of it: any part may be one of a password that was
     /// not percent-encoded.
-    pub(super) fn parse(url: &Secret) -> Result<Self, String> {
+    pub(super) fn parse(url: &Secret, limit: Duration) -> Result<Self, String> {
         let (base, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
         let mut options = Vec::new();
         let mut roots = None;
@@ -65,7 +65,7 @@ impl Target {
             config.application_name("spigate");
         }
         if !given("connect_timeout") {
-            config.connect_timeout(CONNECT);
+            config.connect_timeout(limit);
         }
         if !given("tcp_user_timeout") {
             config.tcp_user_timeout(SILENCE);
@@ -85,19 +85,19 @@ impl Target {
             _ => roots.as_deref(),
         };
         let tls = client_tls(roots).map_err(|problem| format!("its sslrootcert {problem}"))?;
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls), limit })
     }
 
     /// A connection of its own, beside the pool. It ends with its client.
     pub(super) async fn connect(&self) -> Result<(Client, JoinHandle<()>), OpenError> {
-        match timeout(CONNECT, self.config.connect(self.tls.clone())).await {
+        match timeout(self.limit, self.config.connect(self.tls.clone())).await {
             Ok(Ok((client, connection))) => {
                 // What breaks it reaches whoever uses the client.
                 let driver = async move { connection.await.unwrap_or_default() };
                 Ok((client, tokio::spawn(driver)))
             }
             Ok(Err(error)) => Err(failure::explain(&error)),
-            Err(_) => Err(OpenError::Unreachable(format!("no connection within {} ms", CONNECT.as_millis()))),
+            Err(_) => Err(OpenError::Unreachable(format!("no connection within {} ms", self.limit.as_millis()))),
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Target, String> {
-        Target::parse(&Secret::new(url))
+        Target::parse(&Secret::new(url), Duration::from_secs(2))
     }
 
     #[test]

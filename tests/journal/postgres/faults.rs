@@ -220,8 +220,8 @@ async fn a_claim_that_nobody_waits_for_is_released() {
 /// The same, but for a claim that gave up by itself, because the server did not answer in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_had_no_answer_in_time_is_released() {
-    let Some(mut bench) = Postgres::new().await else { return };
-    let gateway = bench.open().await;
+    let Some(bench) = Postgres::new().await else { return };
+    let gateway = bench.open_hasty().await;
     let url = bench.server.url(&bench.database);
     let (mut blocker, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
@@ -283,8 +283,8 @@ async fn tables_that_are_gone_are_made_again() {
 /// gateway for gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lease_is_kept_while_everything_else_waits_for_a_lock() {
-    let Some(mut bench) = Postgres::new().await else { return };
-    let gateway = bench.open().await;
+    let Some(bench) = Postgres::new().await else { return };
+    let gateway = bench.open_hasty().await;
     let (mut client, connection) =
         tokio_postgres::connect(&bench.server.url(&bench.database), tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
