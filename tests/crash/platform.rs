@@ -4,12 +4,14 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::gateway::support::client::get;
 use crate::gateway::support::order::{Order, action, create, now};
@@ -187,7 +189,7 @@ impl Platform {
                     return Some(body);
                 }
                 // The platform waits a while before it comes again.
-                Answer::Other(503, _) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Answer::Other(503, _) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Answer::Other(..) => {}
                 Answer::Nothing(address) => self.elsewhere(address).await,
             }
@@ -212,10 +214,11 @@ impl Platform {
         }
     }
 
-    /// Waits until the gateway is to be reached at another address.
+    /// Waits until the gateway is to be reached at another address, or for a while: the next one may
+    /// have been given the same port.
     async fn elsewhere(&self, address: SocketAddr) {
         let is_new = |known: &Option<SocketAddr>| known.is_some_and(|known| known != address);
-        self.address.subscribe().wait_for(is_new).await.unwrap();
+        let _ = timeout(Duration::from_secs(1), self.address.subscribe().wait_for(is_new)).await;
     }
 
     async fn send(&self, order: &Order<'static>) -> Answer {

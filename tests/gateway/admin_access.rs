@@ -273,7 +273,7 @@ async fn a_read_only_listener_offers_and_takes_no_decision() {
 #[tokio::test]
 async fn whoever_says_little_on_the_admin_listener_is_let_go() {
     let backend = Backend::confirming().await;
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
     let gateway = Setup::new(&backend).top(limits).start().await;
     for part in ["", "GET /livez HTTP/1.1\r\nHost: h\r\n"] {
         let mut connection = Connection::open(gateway.admin).await;

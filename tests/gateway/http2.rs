@@ -266,7 +266,7 @@ async fn a_head_without_end_ends_the_connection() {
 #[tokio::test]
 async fn connections_that_ask_for_nothing_are_let_go() {
     let backend = Backend::confirming().await;
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"400ms\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
     let (gateway, client) = speaking(Setup::new(&backend).top(limits)).await;
     // Not even a preface; no request; half a request; none after the first.
     let mut silent = client.connect(gateway.listen).await.unwrap();
@@ -300,7 +300,7 @@ async fn answering_at_length(top: &str) -> (Backend, Gateway, TlsClient) {
 
 #[tokio::test]
 async fn a_client_that_does_not_take_its_answer_is_let_go() {
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nreply_bytes = \"2MiB\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\nreply_bytes = \"2MiB\"\n";
     let (_backend, gateway, client) = answering_at_length(limits).await;
     let mut frames = Frames::open(&client, &gateway).await;
     frames.send(&request(1, &create().target())).await;
@@ -312,7 +312,7 @@ async fn a_client_that_does_not_take_its_answer_is_let_go() {
 
 #[tokio::test]
 async fn small_requests_buy_no_time_for_an_answer_that_is_not_read() {
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nreply_bytes = \"2MiB\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\nreply_bytes = \"2MiB\"\n";
     let (_backend, gateway, client) = answering_at_length(limits).await;
     // With a byte the answer leaves its body, and waits to be sent all the same.
     for bytes in [0, 1] {
@@ -335,7 +335,7 @@ async fn small_requests_buy_no_time_for_an_answer_that_is_not_read() {
 
 #[tokio::test]
 async fn a_stop_waits_for_an_unread_answer_no_longer_than_for_a_head() {
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"120s\"\nreply_bytes = \"2MiB\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"120s\"\nreply_bytes = \"2MiB\"\n";
     let stop = "[shutdown]\ndelay = \"0s\"\ngrace = \"600s\"\n";
     let (_backend, gateway, client) = answering_at_length(&format!("{limits}{stop}")).await;
     let mut frames = Frames::open(&client, &gateway).await;

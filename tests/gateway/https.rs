@@ -188,7 +188,7 @@ async fn when_a_certificate_expires_is_a_metric_and_an_expired_one_a_warning() {
 #[tokio::test]
 async fn handshakes_and_heads_that_do_not_end_close_the_connection() {
     let (authority, backend) = (Authority::new(), Backend::confirming().await);
-    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\n";
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
     let gateway =
         Setup::new(&backend).forwarding_all().tls(&authority.certify(&["localhost"])).top(limits).start().await;
     // Nothing, and the first bytes of a ClientHello that promises more.

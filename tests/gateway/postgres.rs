@@ -20,6 +20,7 @@ const KEPT: &str = "a confirmation cannot be recorded: it is kept in memory unti
 /// A database on a server.
 struct Journal {
     server: Arc<Server>,
+    database: String,
     url: String,
 }
 
@@ -35,8 +36,14 @@ impl Journal {
     }
 
     fn on(server: Arc<Server>) -> Self {
-        let url = server.url(&server.database()).replace("postgres@", &format!("postgres:{PASSWORD}@"));
-        Self { server, url }
+        let database = server.database();
+        let url = server.url(&database).replace("postgres@", &format!("postgres:{PASSWORD}@"));
+        Self { server, database, url }
+    }
+
+    /// Runs statements behind the gateways' backs.
+    fn sql(&self, statements: &str) -> String {
+        self.server.sql(&self.database, statements)
     }
 
     fn setup(&self, backend: &Backend, lease: &str) -> Setup {
@@ -118,8 +125,9 @@ async fn a_hundred_copies_at_two_gateways_are_one_call() {
 async fn what_a_killed_gateway_had_running_is_taken_over_when_its_lease_has_ended() {
     let Some(journal) = Journal::new() else { return };
     let backend = Backend::in_turn([vec![Step::Stall]]).await;
-    let mut killed = journal.setup(&backend, "1s").start().await;
-    let other = journal.setup(&backend, "1s").start().await;
+    let mut killed = journal.setup(&backend, "60s").start().await;
+    let id = journal.sql("SELECT id FROM spigate_gateways");
+    let other = journal.setup(&backend, "60s").start().await;
     let order = create();
     let (_first, joined) = (killed.send(&order), {
         backend.wait_for(1).await;
@@ -127,6 +135,11 @@ async fn what_a_killed_gateway_had_running_is_taken_over_when_its_lease_has_ende
     });
     other.wait_for_claims(1).await;
     killed.kill();
+    // The time of a lease passes, in which the other one keeps its own.
+    journal.sql(&format!(
+        "UPDATE spigate_gateways SET since = since - interval '1 day';
+         UPDATE spigate_gateways SET lease_until = clock_timestamp() - interval '1 second' WHERE id = '{id}'"
+    ));
     // It waited for an attempt of which nothing is known any more.
     joined.await.unwrap().assert_rejected(503, "delivery_in_progress");
     let taken_over = within_deadline("the end of the lease", async {

@@ -87,6 +87,8 @@ impl Sqlite {
     pub(crate) async fn new() -> Option<Self> {
         let directory = format!("journal-{}-{}", std::process::id(), unique());
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
+        // A run that was killed may have left one of the same name.
+        let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).unwrap();
         let file = directory.join("1.db");
         Some(Self { directory, file })

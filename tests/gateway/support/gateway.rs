@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
@@ -14,6 +15,9 @@ use super::{Directory, within_deadline};
 
 /// A backend's times above every deadline of the tests.
 const UNHURRIED: &str = "answer_within = \"100s\"\nconnect_timeout = \"100s\"\ntimeout = \"100s\"\n";
+
+/// Between two looks at a gateway that is to change.
+const LOOK_AGAIN: Duration = Duration::from_millis(3);
 
 /// A configuration in pieces; what a test does not set has defaults that suit tests.
 pub(crate) struct Setup {
@@ -424,7 +428,8 @@ impl Gateway {
     pub(crate) async fn wait_for_metric(&self, series: &str, fits: impl Fn(f64) -> bool) {
         let poll = async {
             while !fits(self.metric(series).await) {
-                tokio::task::yield_now().await;
+                // What it waits for needs the processor, too.
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
         within_deadline(series, poll).await;
@@ -476,6 +481,7 @@ impl Gateway {
                 if reply.status == status {
                     return reply;
                 }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
         within_deadline("/readyz", poll).await

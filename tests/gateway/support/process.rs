@@ -22,7 +22,7 @@ impl Process {
         let accepts = async {
             while tokio::net::TcpStream::connect(address).await.is_err() {
                 assert!(process.child.try_wait().unwrap().is_none(), "{command:?} ended: {}", process.output());
-                tokio::task::yield_now().await;
+                tokio::time::sleep(std::time::Duration::from_millis(3)).await;
             }
         };
         within_deadline("the program's port", accepts).await;
