@@ -212,30 +212,40 @@ def cpu(house, count, only=None):
 
 def latency(house, count, only=None):
     """At fixed rates; and what the disk's own flush takes in between."""
-    flushes = Flush(house.path("flush"))
+    grown, in_place = Flush(house.path("grown")), Flush(house.path("in-place"), ROOM)
     with candidates(house, only=only) as loads:
         loads = [candidate for candidate in loads
                  if candidate.name not in (REFUSED, STATELESS_MANY, by_profile(STATELESS_MANY))]
         samples = rounds(count, loads, lambda candidate: candidate.load.slice(1.5, RATE))
         by_name = {candidate.name: candidate.load for candidate in loads}
-        low, flush = {name: [] for name in (PATH1, DURABLE) if name in by_name}, []
+        low = {name: [] for name in (PATH1, DURABLE) if name in by_name}
+        flush, flush_in_place = [], []
         for _ in range(count):
             for name, found in low.items():
                 found.append(by_name[name].slice(1, LOW_RATE).p50_us)
-            flush.append(flushes.micros())
+            flush.append(grown.micros())
+            flush_in_place.append(in_place.micros())
     return {
         "rate": RATE, "low_rate": LOW_RATE,
         "at_rate": {name: {"p50_us": [one.p50_us for one in slices], "p99_us": [one.p99_us for one in slices]}
                     for name, slices in samples.items()},
-        "low_p50_us": low, "flush_us": flush,
+        "low_p50_us": low, "flush_us": flush, "flush_in_place_us": flush_in_place,
     }
 
 
-class Flush:
-    """What the disk takes to make 4 KiB durable, at the pace of the low rate."""
+# More than all flushes of a run write.
+ROOM = 32 * 1024 * 1024
 
-    def __init__(self, path):
+
+class Flush:
+    """What the disk takes to make 4 KiB durable, at the pace of the low rate: by which a file grows, or
+    in a file that has room for them."""
+
+    def __init__(self, path, room=0):
         self.file = open(path, "wb", buffering=0)
+        self.file.write(b"\0" * room)
+        os.fsync(self.file.fileno())
+        self.file.seek(0)
 
     def micros(self, count=60):
         took = []

@@ -85,9 +85,7 @@ impl Member {
                 self.health.answered_badly(pass, || format!("it answered {}", reply.status.as_u16()));
             }
             Ok(_) => self.health.succeeded(pass),
-            // A trial has shown nothing, and the circuit stays open.
-            Err(Failure::Late) if pass != Pass::Trial => return,
-            Err(Failure::Late) => return self.health.failed(pass, "no connection in time"),
+            Err(Failure::Late) => return,
             Err(Failure::Unsent(cause) | Failure::Over(CallError::Unreachable(cause))) => {
                 return self.health.failed(pass, cause);
             }

@@ -145,10 +145,14 @@ impl Shared {
     /// was taken; whoever does so late was itself cut off for longer than another one's lease may
     /// have lasted, and begins anew.
     async fn keep_lease(&self, deadline: Instant) -> Result<(), Failure> {
-        match self.database.run_reserved(self.lease_statement(), deadline).await {
-            // Whoever else does it does the same.
-            Ok(_) | Err(Failure::Race(_)) => Ok(()),
-            Err(failure) => Err(failure),
+        loop {
+            match self.database.run_reserved(self.lease_statement(), deadline).await {
+                // Whoever else does it does the same.
+                Ok(_) | Err(Failure::Race(_)) => return Ok(()),
+                // Its connection may have been dead for long, and to do it twice does no harm.
+                Err(Failure::Unknown(_)) if Instant::now() < deadline => {}
+                Err(failure) => return Err(failure),
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tower::Service;
 
 use super::pace::FIRST_BYTE;
@@ -89,11 +90,12 @@ where
     let mut farewell = Farewell::default();
     loop {
         tokio::select! {
-            // What has come in time is read before the time is looked at, however late this is.
+            // What has come in time is read before the time is looked at, however late this is. A peer that
+            // sends without end may use up the task's turn; the others do not ask how much is left of it.
             biased;
             // An error here is the peer's.
             _ = connection.as_mut() => return true,
-            () = check.as_mut() => {
+            () = unconstrained(check.as_mut()) => {
                 let next = match streams.pace(&limits, &farewell) {
                     Pace::Fine(next) => next,
                     Pace::Idle => {
@@ -106,7 +108,7 @@ where
                 };
                 check.as_mut().reset(tokio::time::Instant::now() + next);
             }
-            changed = phase.changed(), if farewell.stopping.is_none() => {
+            changed = unconstrained(phase.changed()), if farewell.stopping.is_none() => {
                 if changed.is_err() || *phase.borrow_and_update() == Phase::Stopping {
                     let now = Instant::now();
                     farewell = Farewell { said: farewell.said.or(Some(now)), stopping: Some(now) };

@@ -192,15 +192,21 @@ pub(super) fn push_lapsed(sql: &mut Statement, shared: &Shared, judge: Judge) {
     sql.push(") AS lapsed");
 }
 
-/// Asks to be notified of the end of the attempt that runs; `false` if it has ended, or somebody else has
-/// asked.
+/// Asks to be notified of the end of the attempt that runs; `false` if it has ended.
 async fn wait_for(shared: &Shared, row: Option<i64>, version: i64, deadline: Instant) -> bool {
-    let mut sql = Statement::new("UPDATE spigate_deliveries SET awaited = true WHERE id = ");
-    sql.bind(row).push(" AND version = ").bind(version);
-    // Of many copies one does it. The others see it when they look again, and wait for no flush.
-    sql.push(" AND NOT awaited RETURNING id");
-    // Nothing depends on it: a copy can wait although nothing can be written.
-    !shared.database.run(sql, deadline).await.is_ok_and(|rows| rows.is_empty())
+    let running = |mut sql: Statement| {
+        sql.bind(row).push(" AND version = ").bind(version);
+        sql
+    };
+    let mut ask = running(Statement::new("UPDATE spigate_deliveries SET awaited = true WHERE id = "));
+    // Of many copies one does it, and the others wait for no flush.
+    ask.push(" AND NOT awaited RETURNING id");
+    // Nothing depends on it: a copy can wait although nothing can be written or read.
+    if !shared.database.run(ask, deadline).await.is_ok_and(|rows| rows.is_empty()) {
+        return true;
+    }
+    let asked = running(Statement::new("SELECT id FROM spigate_deliveries WHERE awaited AND id = "));
+    !shared.database.read(asked, deadline).await.is_ok_and(|rows| rows.is_empty())
 }
 
 /// A claim that is being written, or of which nobody knows whether it was.

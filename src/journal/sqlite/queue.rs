@@ -134,9 +134,10 @@ impl<J> Receiver<J> {
         self.take(LARGEST_BATCH, batch)
     }
 
-    /// Whether nobody waits.
+    /// Whether there is nothing to do, not even soon, but to wait for more.
     pub(super) fn is_idle(&self) -> bool {
-        self.0.lock().jobs.is_empty()
+        let waiting = self.0.lock();
+        waiting.jobs.is_empty() && !waiting.is_due() && !waiting.ended
     }
 
     fn take(&self, most: usize, batch: &mut Vec<J>) -> bool {
@@ -202,6 +203,24 @@ mod tests {
         send(Turn::Ahead, 0..1);
         send(Turn::Lazy, 1..1 + 64);
         assert_eq!(gathered(&receiver).len(), 65);
+    }
+
+    #[test]
+    fn it_is_idle_while_there_is_nothing_to_do() {
+        let (sender, receiver) = queue();
+        assert!(receiver.is_idle());
+        sender.send(Turn::Ahead, 1).unwrap();
+        assert!(!receiver.is_idle());
+        assert_eq!(gathered(&receiver), [1]);
+        // What is put off leaves time, until it cannot be put off any more.
+        sender.0.lock().until = Some(Instant::now() + Duration::from_secs(3600));
+        sender.send(Turn::Lazy, 2).unwrap();
+        assert!(receiver.is_idle());
+        sender.0.lock().until = Some(Instant::now());
+        assert!(!receiver.is_idle());
+        assert_eq!(gathered(&receiver), [2]);
+        drop(sender);
+        assert!(!receiver.is_idle());
     }
 
     #[test]

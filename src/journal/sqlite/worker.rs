@@ -109,7 +109,7 @@ impl Worker {
                         write(&session, &mut batch, &answers);
                         index(&session, &complaints);
                         if let Some(room) = &mut room {
-                            while queue.is_idle() && room.take_some(&session) {}
+                            while queue.is_idle() && room.take_some(&session, &check) {}
                         }
                     }
                     lost => {

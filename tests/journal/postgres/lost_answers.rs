@@ -15,8 +15,8 @@ use super::{LEASE, Postgres, name};
 use crate::bench::Gateway;
 use crate::sample::{failed, unconfirmed};
 
-/// What the statement that writes a change says.
-const WRITE: &[u8] = b"INSERT INTO spigate_deliveries";
+/// What statements say that write a change, or a lease.
+const WRITES: [&[u8]; 2] = [b"INSERT INTO spigate_deliveries", b"INSERT INTO spigate_gateways"];
 
 /// Stands between a gateway and the server, and keeps an answer to itself when told to.
 struct Way {
@@ -58,7 +58,8 @@ async fn carry(mut gateway: TcpStream, server: u16, lose: Arc<AtomicBool>) {
         tokio::select! {
             read = gateway.read(&mut asked) => {
                 let Ok(length @ 1..) = read else { return };
-                let is_write = asked[..length].windows(WRITE.len()).any(|window| window == WRITE);
+                let says = |write: &&[u8]| asked[..length].windows(write.len()).any(|window| window == *write);
+                let is_write = WRITES.iter().any(says);
                 losing |= is_write && lose.swap(false, Ordering::Relaxed);
                 server.write_all(&asked[..length]).await.unwrap();
             }
@@ -98,6 +99,16 @@ async fn a_claim_whose_answer_is_lost_is_made_once() {
     let renewal = gateway.forward(gateway.renew("o-2", "i-1")).await;
     assert_eq!(gateway.forward(gateway.expire("i-1")).await.entry.cycle, 1, "it was raised once");
     assert_eq!(renewal.entry.latest.number, 1);
+}
+
+/// The first claim after a while takes the lease again, over a connection that may be dead by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_whose_answer_is_lost_is_taken_all_the_same() {
+    let Some((bench, gateway, way)) = start().await else { return };
+    bench.end_lease(&gateway.name);
+    way.lose_next();
+    gateway.forward(gateway.create("o-1")).await;
+    assert!(way.has_lost());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
