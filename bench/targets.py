@@ -66,10 +66,12 @@ def table(results):
     if late and {DURABLE, PATH1} <= late["low_p50_us"].keys():
         added = [durable - plain - 2 * flush for durable, plain, flush in
                  zip(late["low_p50_us"][DURABLE], late["low_p50_us"][PATH1], late["flush_us"])]
+        # Older results do not have it.
+        in_place = late.get("flush_in_place_us")
         add("4", "", "p50 at low load: at most two flushes more than stateless, in µs", added, 0, "{:+.0f}",
             more=f"; stateless {statistics.median(late['low_p50_us'][PATH1]):.0f}, durable "
-                 f"{statistics.median(late['low_p50_us'][DURABLE]):.0f}, a flush {statistics.median(late['flush_us']):.0f} "
-                 f"({statistics.median(late['flush_in_place_us']):.0f} where the file does not grow)")
+                 f"{statistics.median(late['low_p50_us'][DURABLE]):.0f}, a flush {statistics.median(late['flush_us']):.0f}"
+                 + (f" ({statistics.median(in_place):.0f} where the file does not grow)" if in_place else ""))
     else:
         add("4", "", "p50 at low load: at most two flushes more than stateless", None, 0)
     add("5", "replayed order", "≤ 1 × stateless, headers", ratio(REPLAYED, PATH1), 1.0)
