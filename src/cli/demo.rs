@@ -104,7 +104,7 @@ impl Demo {
             let reply = platform::call(&url, None, PATIENCE).await;
             let reply = reply.map_err(|error| Failure::negative(format!("{}: {error}", step.title)))?;
             if step.path == SLOW {
-                // The platform waits no more, and the backend is done before it asks again.
+                // The platform waits no more: now the backend may answer.
                 backend.go_on();
             }
             let received = backend.take_received();

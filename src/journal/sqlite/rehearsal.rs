@@ -9,9 +9,10 @@
 //! those of a few orders alone, and when one of these is damaged, all other orders must go on. So a take
 //! that fails is repeated in another place, and what fails in all takes is told.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use std::sync::Arc;
 
 use super::session::{self, Session};
 use super::{tables, worker};
