@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -72,6 +72,7 @@ where
     // A connection that is taken in a stop hears of it here, too.
     phase.mark_changed();
     let mut stopping = false;
+    let mut is_sure = false;
     loop {
         let turn = {
             let look = phase.clone();
@@ -116,8 +117,15 @@ where
             Turn::Ended => return,
             Turn::Time => match pace.next_check() {
                 Some(next) => {
+                    is_sure = false;
                     let next = if stopping { next.min(STOP_CHECK) } else { next };
                     check.as_mut().reset(Instant::now() + next);
+                }
+                // What came in time may not be known yet, if the machine stood still: the runtime asks the
+                // kernel meanwhile.
+                None if !std::mem::replace(&mut is_sure, true) => {
+                    yield_now().await;
+                    check.as_mut().reset(Instant::now());
                 }
                 // Too slow: closing is all that is owed.
                 None => return,

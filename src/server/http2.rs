@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 use tower::Service;
 
 use super::pace::FIRST_BYTE;
@@ -88,16 +88,25 @@ where
     // A connection that is taken in a stop hears of it here, too.
     phase.mark_changed();
     let mut farewell = Farewell::default();
+    let mut is_sure = false;
     loop {
         tokio::select! {
-            // What has come in time is read before the time is looked at, however late this is. A peer that
-            // sends without end may use up the task's turn; the others do not ask how much is left of it.
+            // What is known to have come is read before the time is looked at. A peer that sends without end
+            // may use up the task's turn; the others do not ask how much is left of it.
             biased;
             // An error here is the peer's.
             _ = connection.as_mut() => return true,
             () = unconstrained(check.as_mut()) => {
                 let next = match streams.pace(&limits, &farewell) {
-                    Pace::Fine(next) => next,
+                    Pace::Fine(next) => {
+                        is_sure = false;
+                        next
+                    }
+                    // What came in time may not be known yet, if the machine stood still.
+                    _ if !std::mem::replace(&mut is_sure, true) => {
+                        yield_now().await;
+                        Duration::ZERO
+                    }
                     Pace::Idle => {
                         farewell.said = Some(Instant::now());
                         connection.as_mut().graceful_shutdown();

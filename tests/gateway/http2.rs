@@ -289,6 +289,25 @@ async fn connections_that_ask_for_nothing_are_let_go() {
     soon(gateway.wait_for_metric("spigate_connections", |connections| connections == 0.0)).await;
 }
 
+/// The machine, or the process alone, stands still for longer than any limit while a request comes.
+#[tokio::test]
+async fn what_came_in_time_is_answered_however_late_it_is_read() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
+    let (gateway, client) = speaking(Setup::new(&backend).top(limits)).await;
+    for _ in 0..4 {
+        let mut connection = client.http2(&gateway).await;
+        gateway.signal("STOP");
+        let target = create().target();
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            gateway.signal("CONT");
+        };
+        let (answer, ()) = tokio::join!(connection.get(&target), late);
+        answer.assert_is(CREATED);
+    }
+}
+
 /// A gateway whose backend's replies are larger than any window, and a client of it.
 async fn answering_at_length(top: &str) -> (Backend, Gateway, TlsClient) {
     let message = "m".repeat(1024 * 1024);

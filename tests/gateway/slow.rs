@@ -1,5 +1,7 @@
 //! Slow and idle clients are let go, and nobody waits for them.
 
+use std::time::Duration;
+
 use crate::support::authority::Authority;
 use crate::support::backend::{Backend, CREATED, json};
 use crate::support::client::{Connection, get};
@@ -39,6 +41,26 @@ async fn sending_a_head_byte_by_byte_buys_no_time() {
     };
     within_deadline("the end of a trickled head", trickle).await;
     assert_eq!(backend.count(), 0);
+}
+
+/// The machine, or the process alone, stands still for longer than any limit while a request comes.
+#[tokio::test]
+async fn what_came_in_time_is_answered_however_late_it_is_read() {
+    let backend = Backend::confirming().await;
+    let limits = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
+    let gateway = Setup::new(&backend).forwarding_all().top(limits).start().await;
+    for requests in [1, 2, 1, 2] {
+        let mut connection = Connection::open(gateway.listen).await;
+        for _ in 1..requests {
+            connection.send(get(&create().target(), "")).await;
+            connection.reply().await.unwrap().assert_is(CREATED);
+        }
+        gateway.signal("STOP");
+        connection.send(get(&create().target(), "")).await;
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        gateway.signal("CONT");
+        connection.reply().await.expect("an answer").assert_is(CREATED);
+    }
 }
 
 #[tokio::test]
