@@ -78,13 +78,15 @@ where
             let look = phase.clone();
             let mut changed = pin!(unconstrained(phase.changed()));
             // Both wake this task once they have been asked, whatever else wakes it meanwhile; then a look
-            // says whether it was one of them, for a fraction of what it costs to ask again.
+            // says whether it was one of them, for a fraction of what it costs to ask again. But whoever
+            // asks while the others are still being told of a phase may be woken for that same phase, and
+            // would not be for the next one: from the first that is told on, it is asked each time.
             let mut asked = false;
             poll_fn(|context| {
                 // In this order: what is answered from now on says that it is the last, and what has come
                 // in time is read before the time is looked at.
                 if !stopping
-                    && (!asked || look.has_changed().unwrap_or(true))
+                    && (!asked || pace.is_leaving() || look.has_changed().unwrap_or(true))
                     && let Poll::Ready(changed) = changed.as_mut().poll(context)
                 {
                     return Poll::Ready(Turn::Phase { known: changed.is_ok() });

@@ -262,6 +262,28 @@ async fn what_was_begun_is_finished_and_idle_connections_are_closed_at_once() {
     gateway.ended().await;
 }
 
+/// Two phases of a stop follow one another at once; nobody must hear of the first alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_connections_are_idle_all_are_closed() {
+    let backend = Backend::confirming().await;
+    let stop = "[shutdown]\ndelay = \"0s\"\ngrace = \"600s\"\n";
+    for _ in 0..4 {
+        let gateway = Setup::new(&backend).forwarding_all().top(stop).start().await;
+        let mut idle = Vec::new();
+        for _ in 0..400 {
+            let mut connection = Connection::open(gateway.listen).await;
+            connection.send(get("/nowhere", "")).await;
+            connection.reply().await.unwrap().assert_rejected(404, "unknown_app");
+            idle.push(connection);
+        }
+        gateway.terminate();
+        for connection in &mut idle {
+            assert!(connection.until_closed().await.is_empty());
+        }
+        gateway.ended().await;
+    }
+}
+
 #[tokio::test]
 async fn requests_that_wait_unread_when_the_end_comes_are_served() {
     let (authority, backend) = (Authority::new(), Backend::confirming().await);
